@@ -1,0 +1,377 @@
+"""DIMSE messages over one association, in both roles: what `association` and `server` have in common.
+
+One consumer takes messages with `receive`; data sets stream behind their commands. Whatever ends the association
+(`ended`) is raised to whoever waits, after the messages that had arrived whole before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Mapping
+from dataclasses import dataclass
+
+from dul import limits, pdu
+from dul.connection import (
+    AbortIndication,
+    AssociateConfirmation,
+    AssociateIndication,
+    Connection,
+    ConnectionEvent,
+    ProviderAbortIndication,
+    ReleaseConfirmation,
+    ReleaseIndication,
+)
+from dul.dimse import Command, CommandField, encode_command
+from dul.errors import (
+    ABORT_REASON_NOT_SPECIFIED,
+    ABORT_SOURCE_USER,
+    ABORT_UNEXPECTED_PDU_PARAMETER,
+    AssociationAborted,
+    AssociationError,
+    AssociationReleased,
+    ConnectionLost,
+    DulError,
+    PeerTimeout,
+    RemoteProtocolError,
+)
+from dul.framing import Fragment
+from dul.messages import CommandReceived, DataSetFragment, MessageReader
+from dul.negotiation import AcceptedContext
+from dul.statemachine import State
+from dul.stream import DataStream
+from dul.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each wait may last, in seconds."""
+
+    connect: float = limits.CONNECT_TIMEOUT
+    associate: float = limits.ASSOCIATE_TIMEOUT
+    response: float = limits.RESPONSE_TIMEOUT
+    idle: float = limits.IDLE_TIMEOUT
+    release: float = limits.RELEASE_TIMEOUT
+    cancel: float = limits.CANCEL_TIMEOUT
+
+
+@dataclass(slots=True)
+class Message:
+    """A command, its presentation context, and its data set if one follows."""
+
+    context: AcceptedContext
+    command: Command
+    data: DataStream | None
+
+
+class Channel:
+    """The messages of one association. All its state belongs to the event loop's thread."""
+
+    def __init__(self, connection: Connection, timeouts: Timeouts, *, artim: float = limits.ARTIM) -> None:
+        self.timeouts = timeouts
+        self.transport = Transport(connection, self, artim=artim)
+        self.contexts: Mapping[int, AcceptedContext] = {}
+        self.send_limit = limits.MAX_PDU_SENT
+        self.ended: DulError | None = None
+        """What ended the association, once something has."""
+        self.on_associate: Callable[[pdu.AAssociateRQ], None] | None = None
+        self.on_connected: Callable[[], None] | None = None
+        self.on_ended: Callable[[], None] | None = None
+        self.on_closed: Callable[[], None] | None = None
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._reader = MessageReader()
+        self._inbox: deque[Message] = deque()
+        self._incoming: DataStream | None = None  # the data set that is arriving
+        self._reading: DataStream | None = None  # the one of the message received last
+        self._unread = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._waits = 0
+        self._answer: asyncio.Future[pdu.AAssociateAC | pdu.AAssociateRJ] = self._loop.create_future()
+        self._cancelled: set[int] = set()
+
+    @property
+    def peer_error(self) -> RemoteProtocolError | None:
+        """The peer's first breach of the protocol."""
+        return self._connection.peer_error
+
+    # --- what arrives ----------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The transport's word that the socket is open."""
+        if self.on_connected is not None:
+            self.on_connected()
+
+    def closed(self) -> None:
+        """The transport's word that the socket is gone."""
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def events_received(self, events: list[ConnectionEvent]) -> None:
+        """Take the events of one read; fragments of one data set are joined, which is their only copy."""
+        pieces: list[memoryview] = []
+        for event in events:
+            if type(event) is not Fragment:
+                self._control_received(event)
+                continue
+            if self.ended is not None:
+                continue
+            try:
+                item = self._reader.feed(event)
+                if type(item) is DataSetFragment:
+                    pieces.append(item.data)
+                    if item.last:
+                        self._data_received(pieces, last=True)
+                        pieces.clear()
+                elif type(item) is CommandReceived:
+                    self._command_received(item)
+            except RemoteProtocolError as error:
+                self.break_off(error)
+        if pieces:
+            self._data_received(pieces, last=False)
+
+    def _command_received(self, received: CommandReceived) -> None:
+        command = received.command
+        context = self.contexts.get(received.context_id)
+        if context is None:
+            raise RemoteProtocolError(
+                f"presentation context {received.context_id} was not accepted", ABORT_UNEXPECTED_PDU_PARAMETER
+            )
+        if command.command_field == CommandField.C_CANCEL_RQ:
+            if command.message_id_being_responded_to is not None and len(self._cancelled) < 0xFF:
+                self._cancelled.add(command.message_id_being_responded_to)
+            return
+        if command.has_data_set:
+            self._incoming = DataStream(self._consumed, self._wait_for_data)
+        self._inbox.append(Message(context, command, self._incoming if command.has_data_set else None))
+        self._wake()
+        if len(self._inbox) >= limits.RECEIVE_MAX_MESSAGES:
+            self.transport.pause_reading()
+
+    def _data_received(self, pieces: list[memoryview], *, last: bool) -> None:
+        assert self._incoming is not None
+        chunk = b"".join(pieces)
+        self._unread += len(chunk)
+        self._incoming.feed(chunk, last=last)
+        if last:
+            self._incoming = None
+        if self._unread >= limits.RECEIVE_HIGH_WATER:
+            self.transport.pause_reading()
+
+    def _consumed(self, size: int) -> None:
+        self._unread -= size
+        self._resume_if_low()
+
+    def _resume_if_low(self) -> None:
+        if self._unread <= limits.RECEIVE_LOW_WATER and len(self._inbox) < limits.RECEIVE_MAX_MESSAGES // 2:
+            self.transport.resume_reading()
+
+    def _control_received(self, event: ConnectionEvent) -> None:
+        match event:
+            case AssociateConfirmation(answer):
+                if not self._answer.done():
+                    self._answer.set_result(answer)
+                if isinstance(answer, pdu.AAssociateRJ):
+                    self._end(AssociationReleased("the association was rejected"))
+            case AssociateIndication(request):
+                assert self.on_associate is not None
+                self.on_associate(request)
+            case ReleaseIndication():
+                self._answer_release()
+                self._end(AssociationReleased("the peer released the association"))
+            case ReleaseConfirmation():
+                self._answer_release()
+                self._end(AssociationReleased("the association is released"))
+            case AbortIndication(source, reason):
+                self._end(AssociationAborted(source, reason))
+            case ProviderAbortIndication(error):
+                self._end(error or ConnectionLost("the peer closed the connection without a release"))
+
+    def _answer_release(self) -> None:
+        if self._connection.may_answer_release:
+            self._connection.send(pdu.AReleaseRP())
+            self.transport.flush()
+
+    def break_off(self, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol above the PDUs: A-ABORT with the error's reason."""
+        events = self._connection.abort_for(error)
+        self.transport.flush()
+        for event in events:
+            self._control_received(event)
+
+    def _end(self, error: DulError) -> None:
+        if self.ended is not None:
+            return
+        self.ended = error
+        if self._incoming is not None:
+            self._incoming.fail(error)
+        self._wake()
+        if not self._answer.done():
+            self._answer.cancel()
+        if self.on_ended is not None:
+            self.on_ended()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- waiting ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while somebody waits for a message or for data, and so is told of the association's end there."""
+        return self._waits > 0
+
+    async def _wait(self, waiter: asyncio.Future[None], what: str, seconds: float) -> None:
+        timer = self._loop.call_later(seconds, _expire, waiter, what, seconds)
+        self._waits += 1
+        try:
+            await waiter
+        except PeerTimeout:
+            self.abort()
+            raise
+        finally:
+            self._waits -= 1
+            timer.cancel()
+
+    async def _wait_for_data(self, waiter: asyncio.Future[None]) -> None:
+        await self._wait(waiter, "further bytes of a data set", self.timeouts.idle)
+
+    async def receive(self, what: str, seconds: float) -> Message:
+        """The next message; what is unread of the one before is dropped.
+
+        Raises what ended the association, or `PeerTimeout` (and aborts) when `what` does not come in `seconds`.
+        """
+        if self._reading is not None:
+            self._reading.discard()
+            self._reading = None
+        while not self._inbox:
+            if self.ended is not None:
+                raise self.ended
+            self._waiter = self._loop.create_future()
+            try:
+                await self._wait(self._waiter, what, seconds)
+            finally:
+                self._waiter = None
+        message = self._inbox.popleft()
+        self._resume_if_low()
+        self._reading = message.data
+        return message
+
+    async def associated(self) -> pdu.AAssociateAC | pdu.AAssociateRJ:
+        """The peer's answer to our A-ASSOCIATE-RQ."""
+        try:
+            async with asyncio.timeout(self.timeouts.associate):
+                await asyncio.wait([self._answer])
+        except TimeoutError:
+            self.abort()
+            raise PeerTimeout("answer to the association request", self.timeouts.associate) from None
+        if self._answer.cancelled():
+            assert self.ended is not None
+            raise self.ended
+        return self._answer.result()
+
+    def cancel_requested(self, message_id: int | None) -> bool:
+        """True when the peer sent C-CANCEL for that operation."""
+        return message_id in self._cancelled
+
+    def forget_cancel(self, message_id: int | None) -> None:
+        """The operation is over; its Message ID may come again."""
+        self._cancelled.discard(message_id if message_id is not None else -1)
+
+    # --- what goes out ---------------------------------------------------------------------------------------
+
+    async def send(self, context_id: int, command: Command, data: bytes | AsyncIterable[bytes] | None = None) -> None:
+        """Send a message; a command and a data set given as bytes go out in one write.
+
+        Raises what ended the association, or `PeerTimeout` (and aborts) when the peer takes nothing for the idle
+        timeout. When it is cancelled or `data` raises within a data set, the association is aborted.
+        """
+        self._check_open()
+        buffers = self._connection.send_p_data(
+            context_id, encode_command(command), command=True, last=True, maximum_length=self.send_limit
+        )
+        if isinstance(data, bytes):
+            buffers += self._data_pdus(context_id, data, last=True)
+        try:
+            await self._write(buffers)
+            if data is not None and not isinstance(data, bytes):
+                await self._send_stream(context_id, data)
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _send_stream(self, context_id: int, data: AsyncIterable[bytes]) -> None:
+        held = b""
+        async for chunk in data:
+            if held:
+                await self._write(self._data_pdus(context_id, held, last=False))
+            held = chunk
+        await self._write(self._data_pdus(context_id, held, last=True))
+
+    def _data_pdus(self, context_id: int, data: bytes, *, last: bool) -> list[bytes | memoryview]:
+        self._check_open()
+        return self._connection.send_p_data(context_id, data, command=False, last=last, maximum_length=self.send_limit)
+
+    async def _write(self, buffers: list[bytes | memoryview]) -> None:
+        self.transport.write(buffers)
+        await self.transport.drain(self.timeouts.idle)
+
+    def send_soon(self, context_id: int, command: Command) -> None:
+        """Send a command without waiting; for C-CANCEL and short responses."""
+        self._check_open()
+        self.transport.write(
+            self._connection.send_p_data(
+                context_id, encode_command(command), command=True, last=True, maximum_length=self.send_limit
+            )
+        )
+
+    def _check_open(self) -> None:
+        if self.ended is not None:
+            raise self.ended
+
+    # --- the beginning and the end ---------------------------------------------------------------------------
+
+    def accept(self, answer: pdu.AAssociateAC, contexts: Mapping[int, AcceptedContext]) -> None:
+        """Accept the association that `on_associate` was called for."""
+        self.contexts = contexts
+        self._connection.send(answer)
+        self.transport.flush()
+
+    def reject(self, answer: pdu.AAssociateRJ) -> None:
+        """Reject the association that `on_associate` was called for; the connection ends."""
+        self._connection.send(answer)
+        self.transport.flush()
+
+    def abort(self) -> None:
+        """A-ABORT now, if there is still an association; the socket is gone within a second."""
+        if self._connection.state not in (State.Sta1, State.Sta2, State.Sta13):
+            self._connection.send(pdu.AAbort(ABORT_SOURCE_USER, ABORT_REASON_NOT_SPECIFIED))
+            self.transport.flush()
+        self._end(AssociationAborted(ABORT_SOURCE_USER, 0, "this side aborted the association"))
+        if self._connection.state is not State.Sta13:
+            self.transport.close()
+
+    async def release(self) -> None:
+        """A-RELEASE, and the end of the connection; an abort if the peer does not agree in time. Never fails."""
+        if self.ended is None and self._connection.state is State.Sta6:
+            self._connection.send(pdu.AReleaseRQ())
+            self.transport.flush()
+            try:
+                async with asyncio.timeout(self.timeouts.release):
+                    while True:
+                        await self.receive("answer to the release", self.timeouts.release)
+            except AssociationError:
+                pass
+            except BaseException as error:
+                self.abort()
+                if not isinstance(error, TimeoutError | RemoteProtocolError):
+                    raise
+        elif self.ended is None:
+            self.abort()
+        await self.transport.wait_closed()
+
+
+def _expire(waiter: asyncio.Future[None], what: str, seconds: float) -> None:
+    if not waiter.done():
+        waiter.set_exception(PeerTimeout(what, seconds))

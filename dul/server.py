@@ -1,0 +1,224 @@
+"""The acceptor: listens, admits, caps, hands each association to its services, drains.
+
+Every association is a task owned by its `Server`; none outlives `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl as ssl_module
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from dul import items, limits, pdu
+from dul.channel import Channel, Timeouts
+from dul.connection import Connection
+from dul.errors import (
+    REASON_APPLICATION_CONTEXT_NAME_NOT_SUPPORTED,
+    REASON_CALLED_AE_TITLE_NOT_RECOGNIZED,
+    REASON_LOCAL_LIMIT_EXCEEDED,
+    REJECTED_PERMANENT,
+    REJECTED_TRANSIENT,
+    SOURCE_PROVIDER_PRESENTATION,
+    SOURCE_SERVICE_USER,
+    DulError,
+    RemoteProtocolError,
+    describe_rejection,
+)
+from dul.negotiation import TransferSyntaxPolicy, accept_all_storage, answer_request, send_limit
+from dul.services import Handler, Services
+
+logger = logging.getLogger("dul")
+
+Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | None]
+"""Decides on a request from a host address: None admits it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """How many connections a server holds; those beyond are rejected with "local limit exceeded"."""
+
+    connections: int = limits.MAX_CONNECTIONS
+    connections_per_host: int = limits.MAX_CONNECTIONS_PER_HOST
+
+
+class Server:
+    """A listening application entity. Use `serve`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        ae_title: str,
+        supported: TransferSyntaxPolicy = accept_all_storage,
+        admit: Admission | None = None,
+        timeouts: Timeouts | None = None,
+        server_limits: ServerLimits | None = None,
+        artim: float = limits.ARTIM,
+    ) -> None:
+        self._handler = handler
+        self._ae_title = ae_title
+        self._supported = supported
+        self._admit = admit
+        self._timeouts = timeouts or Timeouts()
+        self._limits = server_limits or ServerLimits()
+        self._artim = artim
+        self._listener: asyncio.Server | None = None
+        self._channels: set[Channel] = set()
+        self._hosts: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._listener is not None
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def association_count(self) -> int:
+        """Associations that are being served now."""
+        return len(self._tasks)
+
+    @property
+    def connection_count(self) -> int:
+        """Open connections, with or without an association."""
+        return len(self._channels)
+
+    async def start(self, host: str, port: int, ssl: ssl_module.SSLContext | None = None) -> None:
+        """Listen; `OSError` when the address cannot be had. Port 0 takes any free one."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._accept, host, port, ssl=ssl, backlog=128)
+
+    async def close(self, drain: float = 0.0) -> None:
+        """Listen no more, give associations `drain` seconds to end by themselves, then abort them."""
+        self._closing = True
+        if self._listener is not None:
+            self._listener.close()
+        if self._tasks and drain > 0:
+            await asyncio.wait(self._tasks, timeout=drain)
+        for channel in list(self._channels):
+            channel.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(channel.transport.wait_closed() for channel in self._channels))
+
+    # --- one connection --------------------------------------------------------------------------------------
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        channel = Channel(Connection(requestor=False), self._timeouts, artim=self._artim)
+        channel.on_associate = lambda request: self._associate(channel, request)
+        channel.on_connected = lambda: self._connected(channel)
+        channel.on_closed = lambda: self._closed(channel)
+        return channel.transport
+
+    def _connected(self, channel: Channel) -> None:
+        self._channels.add(channel)
+        self._hosts[channel.transport.peer_host] += 1
+        # A rejection needs a request to be read first; beyond twice the cap not even that is waited for.
+        if len(self._channels) > 2 * self._limits.connections:
+            channel.transport.close()
+
+    def _closed(self, channel: Channel) -> None:
+        self._channels.discard(channel)
+        host = channel.transport.peer_host
+        self._hosts[host] -= 1
+        if self._hosts[host] <= 0:
+            del self._hosts[host]
+        if channel.peer_error is not None:
+            logger.warning("connection from %s broke off: %s", host, channel.peer_error)
+
+    def _associate(self, channel: Channel, request: pdu.AAssociateRQ) -> None:
+        try:
+            rejection = self._check(channel, request)
+            if rejection is None:
+                channel.send_limit = send_limit(request.user_information)
+        except RemoteProtocolError as error:
+            channel.break_off(error)
+            return
+        if rejection is not None:
+            logger.warning(
+                "association from %s rejected: %s",
+                channel.transport.peer_host,
+                describe_rejection(rejection.result, rejection.source, rejection.reason),
+            )
+            channel.reject(rejection)
+            return
+        answer, contexts = answer_request(request, self._supported)
+        channel.accept(answer, contexts)
+        task = asyncio.get_running_loop().create_task(self._serve(channel, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        channel.on_ended = lambda: self._association_ended(channel, task)
+
+    def _check(self, channel: Channel, request: pdu.AAssociateRQ) -> pdu.AAssociateRJ | None:
+        host = channel.transport.peer_host
+        over = len(self._channels) > self._limits.connections or (self._hosts[host] > self._limits.connections_per_host)
+        if over or self._closing:
+            return pdu.AAssociateRJ(REJECTED_TRANSIENT, SOURCE_PROVIDER_PRESENTATION, REASON_LOCAL_LIMIT_EXCEEDED)
+        if request.application_context != items.APPLICATION_CONTEXT:
+            return _reject(REASON_APPLICATION_CONTEXT_NAME_NOT_SUPPORTED)
+        if request.called_ae_title != self._ae_title:
+            return _reject(REASON_CALLED_AE_TITLE_NOT_RECOGNIZED)
+        return self._admit(request, host) if self._admit is not None else None
+
+    async def _serve(self, channel: Channel, request: pdu.AAssociateRQ) -> None:
+        services = Services(channel, self._handler, request.calling_ae_title)
+        try:
+            await services.run()
+        except DulError as error:
+            logger.info("association from %s ended: %s", channel.transport.peer_host, error)
+        except asyncio.CancelledError:
+            if channel.ended is None:
+                raise  # the server is closing; otherwise the association's end has stopped its handler
+        finally:
+            if channel.ended is None:
+                channel.abort()
+
+    @staticmethod
+    def _association_ended(channel: Channel, task: asyncio.Task[None]) -> None:
+        # A handler that waits for the association will be told there; one that waits elsewhere is stopped.
+        if not channel.is_waiting and task is not asyncio.current_task():
+            task.cancel()
+
+
+def _reject(reason: int) -> pdu.AAssociateRJ:
+    return pdu.AAssociateRJ(REJECTED_PERMANENT, SOURCE_SERVICE_USER, reason)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    handler: Handler,
+    host: str,
+    port: int,
+    *,
+    ae_title: str,
+    supported: TransferSyntaxPolicy = accept_all_storage,
+    admit: Admission | None = None,
+    timeouts: Timeouts | None = None,
+    server_limits: ServerLimits | None = None,
+    artim: float = limits.ARTIM,
+    ssl: ssl_module.SSLContext | None = None,
+) -> AsyncIterator[Server]:
+    """Listen as an application entity for as long as the `async with` lasts.
+
+    `ae_title` is the only called AE title that is taken. `admit` may reject a request by its contents and host.
+    """
+    server = Server(
+        handler,
+        ae_title=ae_title,
+        supported=supported,
+        admit=admit,
+        timeouts=timeouts,
+        server_limits=server_limits,
+        artim=artim,
+    )
+    await server.start(host, port, ssl)
+    try:
+        yield server
+    finally:
+        await server.close()

@@ -1,0 +1,204 @@
+"""The asyncio side of one connection: socket options, the read buffer, timers, back-pressure, closing.
+
+It drives a `Connection` and hands its events to a `Receiver`. It knows nothing of DIMSE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from dul import limits
+from dul.connection import Connection, ConnectionEvent
+from dul.errors import ConnectionLost, PeerTimeout, RemoteProtocolError
+from dul.statemachine import State
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux only
+
+
+class Receiver(Protocol):
+    """Who gets the events of a transport."""
+
+    def connected(self) -> None:
+        """The socket is open, `peer_host` known."""
+
+    def closed(self) -> None:
+        """The socket is gone; called last."""
+
+    def events_received(self, events: list[ConnectionEvent]) -> None:
+        """Called within the read; fragments must be copied before it returns."""
+
+
+class Transport(asyncio.BufferedProtocol):
+    """One connection. All its state belongs to the event loop's thread."""
+
+    def __init__(self, connection: Connection, receiver: Receiver, *, artim: float = limits.ARTIM) -> None:
+        self._connection = connection
+        self._receiver = receiver
+        self._artim = artim
+        self._loop = asyncio.get_running_loop()
+        self._buffer = memoryview(bytearray(limits.READ_BUFFER))
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._artim_starts = 0
+        self._pdu_timer: asyncio.TimerHandle | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._reading_paused = False
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self.peer_host = ""
+        """The peer's address, without its port; empty until connected."""
+
+    # --- asyncio's callbacks ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=limits.SEND_HIGH_WATER)
+        self.peer_host = str((transport.get_extra_info("peername") or ("",))[0])
+        self._socket = transport.get_extra_info("socket")
+        if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            self._socket = None
+        self._connection.connected()
+        self._rearm_quickack()
+        self.flush()
+        self._receiver.connected()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        events = self._connection.receive_data(self._buffer[:nbytes])
+        self.flush()
+        self._watch_pdu()
+        if events:
+            self._receiver.events_received(events)
+        self._rearm_quickack()
+
+    def eof_received(self) -> bool:
+        return False  # a half-closed association is of no use: close, and connection_lost follows
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._timer, self._pdu_timer, self._close_timer):
+            if timer is not None:
+                timer.cancel()
+        events = self._connection.disconnected()
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self.resume_writing()
+        if events:
+            self._receiver.events_received(events)
+        self._receiver.closed()
+
+    def pause_writing(self) -> None:
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # --- for the layer above ---------------------------------------------------------------------------------
+
+    async def wait_closed(self) -> None:
+        """Return when the socket, if there ever was one, is gone; bounded, since every way to close has a timer."""
+        if self._transport is not None:
+            await asyncio.shield(self._closed)
+
+    def pause_reading(self) -> None:
+        """Let TCP hold the peer back; may be called twice."""
+        if not self._reading_paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._reading_paused = True
+
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`; may be called twice."""
+        if self._reading_paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._reading_paused = False
+
+    def write(self, buffers: list[bytes | memoryview]) -> None:
+        """Write what belongs to one message with one call; `ConnectionLost` when there is nothing to write to."""
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionLost("the connection is closed")
+        self._transport.writelines(buffers)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until the peer has read enough to go on; `PeerTimeout` after `seconds` without any."""
+        if self._drained is None:
+            return
+        drained = self._drained
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(drained)
+        except TimeoutError:
+            raise PeerTimeout("progress in sending", seconds) from None
+
+    def flush(self) -> None:
+        """Carry out what the connection wants after a call to it: bytes, the ARTIM timer, closing."""
+        transport, connection = self._transport, self._connection
+        if transport is None:
+            return
+        if (data := connection.data_to_send()) and not transport.is_closing():
+            transport.write(data)
+        if connection.must_close:
+            self.close()
+        elif connection.artim_starts != self._artim_starts:
+            self._artim_starts = connection.artim_starts
+            self._start_artim()
+        elif self._timer is not None and not connection.artim_running:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Close once what is written has gone out, or shortly after at the latest."""
+        if self._transport is None or self._closed.done():
+            return
+        self._transport.close()
+        if self._close_timer is None:
+            self._close_timer = self._loop.call_later(limits.ARTIM_CLOSE, self._transport.abort)
+
+    # --- timers ----------------------------------------------------------------------------------------------
+
+    def _start_artim(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        closing = self._connection.state is State.Sta13
+        self._timer = self._loop.call_later(limits.ARTIM_CLOSE if closing else self._artim, self._artim_expired)
+        if closing:
+            self.resume_reading()  # or the peer's close would never be seen
+
+    def _artim_expired(self) -> None:
+        self._timer = None
+        events = self._connection.artim_expired()
+        self.flush()
+        if events:
+            self._receiver.events_received(events)
+
+    def _watch_pdu(self) -> None:
+        if not self._connection.mid_control_pdu:
+            if self._pdu_timer is not None:
+                self._pdu_timer.cancel()
+                self._pdu_timer = None
+        elif self._pdu_timer is None:
+            self._pdu_timer = self._loop.call_later(limits.PDU_TIMEOUT, self._pdu_expired)
+
+    def _pdu_expired(self) -> None:
+        error = RemoteProtocolError(f"a PDU was not whole after {limits.PDU_TIMEOUT:g} s")
+        events = self._connection.abort_for(error)
+        self.flush()
+        if events:
+            self._receiver.events_received(events)
+
+    def _rearm_quickack(self) -> None:
+        # The kernel clears the flag by itself. Without it, a peer that leaves Nagle's algorithm on waits for our
+        # delayed ACK, 40 ms for each message.
+        if self._socket is not None and _QUICKACK is not None:
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+            except OSError:
+                self._socket = None  # closed meanwhile
