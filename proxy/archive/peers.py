@@ -1,0 +1,248 @@
+"""One `Archive` for each configured peer: its associations, their number, and how it fares.
+
+The pool's mutable state is `_busy`, `_idle` and `_queue`, all of the event loop's thread: at no time are more than
+`max_associations` open, idle ones included. Associations for queries are kept for a while and used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import dul
+from dul import uids
+from proxy.archive.errors import ArchiveBusyError, ArchiveError, from_dul
+from proxy.config_schema import Peer
+
+logger = logging.getLogger(__name__)
+
+IDLE_RELEASE_SECONDS: Final = 10.0
+"""How long an unused association stays open: archives count them, and drop the idle ones themselves later."""
+
+QUEUE_LIMIT: Final = 1000
+"""Requests that may wait for an association; beyond, a client is told to come back."""
+
+QUEUE_SECONDS: Final = 30.0
+"""How long a request waits for an association."""
+
+HEALTH_SECONDS: Final = 15.0
+"""How long what is known of an archive's health holds before it is asked again."""
+
+QUERY_CONTEXTS: Final = (dul.Context(uids.STUDY_ROOT_FIND),)
+MOVE_CONTEXTS: Final = (dul.Context(uids.STUDY_ROOT_MOVE),)
+ECHO_CONTEXTS: Final = (dul.Context(uids.VERIFICATION),)
+
+Contexts = Sequence[dul.Context]
+
+
+@dataclass(slots=True)
+class Health:
+    """What is known of an archive from its last use; times are seconds since the epoch."""
+
+    last_success: float | None = None
+    last_failure: float | None = None
+    last_error: str | None = None
+
+    @property
+    def is_up(self) -> bool | None:
+        """None until it was used."""
+        if self.last_success is None and self.last_failure is None:
+            return None
+        return (self.last_success or 0) >= (self.last_failure or 0)
+
+
+@dataclass(slots=True)
+class _Idle:
+    association: dul.Association
+    timer: asyncio.TimerHandle
+
+
+@dataclass(slots=True)
+class Lease:
+    """An association for the time of one `async with`. `reused` tells that it was open before."""
+
+    association: dul.Association
+    reused: bool
+
+
+@dataclass(slots=True, eq=False)
+class Archive:
+    """A peer, with its pool of associations."""
+
+    peer: Peer
+    health: Health = field(default_factory=Health)
+    _busy: int = 0
+    _idle: deque[_Idle] = field(default_factory=deque)
+    _queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+    _releases: set[asyncio.Task[None]] = field(default_factory=set)
+    _checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def name(self) -> str:
+        """The configured name."""
+        return self.peer.name
+
+    @property
+    def open_associations(self) -> int:
+        """Associations that are open or being opened, idle ones included."""
+        return self._busy + len(self._idle)
+
+    def _timeouts(self) -> dul.Timeouts:
+        t = self.peer.timeouts
+        return dul.Timeouts(
+            connect=t.connect, associate=t.associate, response=t.response, idle=t.idle, release=t.release
+        )
+
+    # --- the pool --------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def lease(self, contexts: Contexts, *, fresh: bool = False) -> AsyncIterator[Lease]:
+        """An association for `contexts`; `fresh` asks for a new one.
+
+        Errors of the DICOM side come out as `ArchiveError`s, those that are raised within the `async with` too.
+        """
+        reusable = contexts is QUERY_CONTEXTS
+        await self._take_slot()
+        try:
+            lease = await self._idle_or_new(contexts, use_idle=reusable and not fresh)
+            try:
+                yield lease
+            except BaseException:
+                await self._give_back(lease.association, reusable=reusable)
+                raise
+            await self._give_back(lease.association, reusable=reusable)
+            self._succeeded()
+        except dul.DulError as error:
+            failure = from_dul(error, self.name)
+            failure.__cause__ = error
+            self._failed(failure)
+            raise failure from error
+        finally:
+            self._free_slot()
+
+    async def _idle_or_new(self, contexts: Contexts, *, use_idle: bool) -> Lease:
+        while use_idle and self._idle:
+            idle = self._idle.pop()
+            idle.timer.cancel()
+            if idle.association.is_open:
+                return Lease(idle.association, reused=True)
+        while self._idle and self.open_associations > self.peer.max_associations:
+            idle = self._idle.popleft()
+            idle.timer.cancel()
+            await idle.association.release()
+        peer = dul.Peer(self.peer.ip, self.peer.port, self.peer.aet, self.peer.local_aet)
+        association = await dul.open_association(peer, contexts, timeouts=self._timeouts())
+        return Lease(association, reused=False)
+
+    async def _give_back(self, association: dul.Association, *, reusable: bool) -> None:
+        if not reusable:
+            await association.release()
+            return
+        try:
+            await association.settle()
+        except BaseException:
+            association.abort()
+            raise
+        if association.is_open:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(IDLE_RELEASE_SECONDS, self._release_idle, association)
+            self._idle.append(_Idle(association, timer))
+
+    def _release_idle(self, association: dul.Association) -> None:
+        self._idle = deque(idle for idle in self._idle if idle.association is not association)
+        task = asyncio.get_running_loop().create_task(association.release())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    async def _take_slot(self) -> None:
+        if self._busy < self.peer.max_associations and not self._queue:
+            self._busy += 1
+            return
+        if len(self._queue) >= QUEUE_LIMIT:
+            raise ArchiveBusyError("too many requests wait for an association", self.name)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                await turn
+        except BaseException as error:
+            self._leave_queue(turn)
+            if isinstance(error, TimeoutError):
+                raise ArchiveBusyError("every association is in use", self.name) from None
+            raise
+
+    def _leave_queue(self, turn: asyncio.Future[None]) -> None:
+        if turn in self._queue:
+            self._queue.remove(turn)
+        elif turn.done() and not turn.cancelled():
+            self._free_slot()  # the slot was handed over in the same moment
+
+    def _free_slot(self) -> None:
+        """Hand the slot to the first in the queue, or give it back."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._busy -= 1
+
+    async def close(self) -> None:
+        """Release what is idle; associations in use end with their users."""
+        idle, self._idle = self._idle, deque()
+        for entry in idle:
+            entry.timer.cancel()
+        await asyncio.gather(*(entry.association.release() for entry in idle), *self._releases)
+
+    # --- how it fares ----------------------------------------------------------------------------------------
+
+    def _succeeded(self) -> None:
+        if self.health.is_up is False:
+            logger.info("%s answers again", self.name)
+        self.health.last_success = time.time()
+
+    def _failed(self, error: ArchiveError) -> None:
+        logger.warning("%s", error)
+        self.health.last_error = str(error)
+        if isinstance(error.__cause__, dul.StatusError):
+            self._succeeded()  # it answers, if not as it was hoped
+        else:
+            self.health.last_failure = time.time()
+
+    # --- services --------------------------------------------------------------------------------------------
+
+    async def echo(self) -> float:
+        """C-ECHO on a new association; returns the seconds it took."""
+        started = time.perf_counter()
+        async with self.lease(ECHO_CONTEXTS) as lease:
+            await lease.association.echo()
+            return time.perf_counter() - started
+
+    async def check(self) -> None:
+        """Bring `health` up to date, unless it was within the last `HEALTH_SECONDS`; never raises for a failure."""
+        async with self._checking:
+            last = max(self.health.last_success or 0.0, self.health.last_failure or 0.0)
+            if time.time() - last >= HEALTH_SECONDS:
+                with contextlib.suppress(ArchiveError):
+                    await self.echo()
+
+    async def find(self, identifier: Callable[[str], bytes]) -> AsyncGenerator[dul.Match, None]:
+        """C-FIND, Study Root; once more on a new association when a kept one turns out to be dead."""
+        for fresh in (False, True):
+            answered = reused = False
+            try:
+                async with self.lease(QUERY_CONTEXTS, fresh=fresh) as lease:
+                    reused = lease.reused
+                    async for match in lease.association.find(identifier):
+                        answered = True
+                        yield match
+                return
+            except ArchiveError as error:
+                dead = isinstance(error.__cause__, dul.AssociationError)
+                if answered or not reused or not dead or isinstance(error.__cause__, dul.PeerTimeout):
+                    raise

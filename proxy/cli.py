@@ -1,0 +1,145 @@
+"""The command line: `run`, `check-config`, `echo`, `demo`.
+
+Exit codes: 0 well; 1 an archive does not answer (`echo`); 2 the command line or configuration is wrong; 3 the proxy
+cannot start (a port in use, an address that is not there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from proxy import __version__
+from proxy.archive.errors import ArchiveError
+from proxy.archive.peers import Archive
+from proxy.config import ConfigError, find_config, load_config
+from proxy.config_schema import Config
+from proxy.service import StartError, serve_until_stopped
+
+_Result = TypeVar("_Result")
+
+EXIT_OK: Final = 0
+EXIT_NO_ANSWER: Final = 1
+EXIT_BAD_CONFIG: Final = 2
+EXIT_CANNOT_START: Final = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CANNOT_START
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m proxy", description="DICOMweb in front of a DIMSE archive")
+    parser.add_argument("--version", action="version", version=f"dicomweb-proxy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    with_config = argparse.ArgumentParser(add_help=False)
+    with_config.add_argument("--config", type=Path, metavar="FILE", help="the configuration file")
+
+    run = commands.add_parser("run", parents=[with_config], help="run the proxy until SIGTERM or Ctrl-C")
+    run.set_defaults(command=_run)
+    check = commands.add_parser("check-config", parents=[with_config], help="check the configuration and say all")
+    check.set_defaults(command=_check_config)
+    echo = commands.add_parser("echo", parents=[with_config], help="C-ECHO to each configured archive")
+    echo.set_defaults(command=_echo)
+    demo = commands.add_parser("demo", help="run with an embedded archive of sample images")
+    demo.add_argument("--port", type=int, default=3006, help="the HTTP port (default 3006; 0 for any free one)")
+    demo.add_argument("--folder", type=Path, help="DICOM files to show in place of the samples")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Config:
+    path = find_config(options.config, cwd=Path.cwd())
+    config = load_config(path)
+    for warning in config.warnings:
+        print(f"{path}: warning: {warning}", file=sys.stderr)
+    return config
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _load(options)
+    _set_up_logging(config)
+    run_loop(serve_until_stopped(config))
+    return EXIT_OK
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    config = _load(options)
+    if config.unsupported:
+        raise StartError("\n".join(str(problem) for problem in config.unsupported))
+    print(
+        f"the configuration is valid: {config.proxy_mode} mode, {len(config.dimse.peers) if config.dimse else 0} peers"
+    )
+    return EXIT_OK
+
+
+def _echo(options: argparse.Namespace) -> int:
+    config = _load(options)
+    assert config.dimse is not None
+    archives = [Archive(peer) for peer in config.dimse.peers]
+    results = run_loop(_echo_all(archives))
+    for line in results.values():
+        print(line)
+    return EXIT_OK if all(line.endswith("ms") for line in results.values()) else EXIT_NO_ANSWER
+
+
+async def _echo_all(archives: list[Archive]) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for archive in archives:
+        try:
+            seconds = await archive.echo()
+            lines[archive.name] = f"{archive.name}: answers in {seconds * 1000:.0f} ms"
+        except ArchiveError as error:
+            lines[archive.name] = str(error)
+    return lines
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from proxy.demo.run import run_demo
+
+    _set_up_logging(None)
+    run_loop(run_demo(options.port, options.folder))
+    return EXIT_OK
+
+
+def run_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine on uvloop where it is installed, else on asyncio's own loop."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _set_up_logging(config: Config | None) -> None:
+    """To stderr, where the journal takes it, and to a file in `logDir` where that is set."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if config is not None and config.log_dir is not None:
+        config.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = config.log_dir / "dicomweb-proxy.log"
+        path.touch(mode=0o600)
+        handlers.append(WatchedFileHandler(path))
+    logging.basicConfig(
+        level=config.log_level if config is not None else "INFO",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=handlers,
+    )

@@ -1,0 +1,167 @@
+"""QIDO-RS (PS3.18 10.6): searches become C-FINDs, their answers a JSON array that is streamed as matches come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from proxy.archive import query as archive_query
+from proxy.archive.errors import ArchiveError
+from proxy.archive.query import Found, Path
+from proxy.dataset.levels import SERIES_KEYS, STUDY_KEYS, UNIQUE_KEY, Level
+from proxy.dicomweb import dicomjson
+from proxy.dicomweb.accept import choose_query, parse_accept
+from proxy.dicomweb.attributes import RETURNED, Resource
+from proxy.dicomweb.errors import BadRequest
+from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.parameters import Query, append_wildcards, parse_query
+from proxy.dicomweb.streaming import cut, write
+from proxy.dicomweb.urls import base_url, resource_path, target_of
+
+WHOLE_ANSWER: Final = 64 * 1024
+"""Characters up to which an answer is held back, so that most go out in one write with their length."""
+
+RETRIEVE_URL: Final = 0x00081190
+_NOT_SHOWN: Final = frozenset({0x00080052})  # Query/Retrieve Level is part of the C-FIND, not of the answer
+
+# Asked for neither: RetrieveURL is the proxy's own, Specific Character Set comes with every C-FIND.
+_NOT_ASKED: Final = frozenset({RETRIEVE_URL, 0x00080005})
+
+
+@dataclass(frozen=True, slots=True)
+class QidoSettings:
+    """`qidoAppendWildcard` and `qidoMinChars`."""
+
+    append_wildcard: bool
+    min_chars: int
+
+
+SETTINGS: Final = web.AppKey("qido_settings", QidoSettings)
+
+
+async def search(request: web.Request, resource: Resource) -> web.StreamResponse:
+    """The handler of one search resource."""
+    choose_query(parse_accept(request.headers.get("Accept"), request.query.get("accept")))
+    settings = request.app[SETTINGS]
+    query = append_wildcards(
+        parse_query(request.query.items()), enabled=settings.append_wildcard, min_chars=settings.min_chars
+    )
+    wanted = _search_for(request, resource, query)
+    results = request.app[ARCHIVES].search(wanted)
+    async with contextlib.aclosing(results.answers) as answers:
+        texts = _texts(answers, resource, query, base_url(request))
+        async with contextlib.aclosing(texts):
+            return await _respond(request, texts, query, results)
+
+
+def _search_for(request: web.Request, resource: Resource, query: Query) -> archive_query.Search:
+    fixed = target_of(request).uids if "study" in request.match_info else {}
+    returned: dict[Path, None] = {(tag,): None for tag in RETURNED[resource] if tag not in _NOT_ASKED}
+    returned.update(dict.fromkeys(path for path in query.include if path[0] not in _NOT_ASKED))
+    if query.include_all:
+        returned.update({(tag,): None for tag in _all_of(resource)})
+    matches = dict(query.matches)
+    for level, uid in fixed.items():
+        if matches.pop((UNIQUE_KEY[level],), uid) != uid:
+            raise BadRequest("a UID in the query contradicts the one in the path")
+    wanted = archive_query.Search(resource.level, fixed, matches, tuple(returned))
+    try:
+        archive_query.check(wanted)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    return wanted
+
+
+def _all_of(resource: Resource) -> frozenset[int]:
+    """What `includefield=all` adds: the attributes of the levels that the resource shows."""
+    if resource.level is Level.STUDY:
+        return STUDY_KEYS
+    return SERIES_KEYS if resource is Resource.STUDY_SERIES else SERIES_KEYS | STUDY_KEYS
+
+
+# --- answers -------------------------------------------------------------------------------------------------
+
+
+async def _texts(
+    answers: AsyncIterator[Found], resource: Resource, query: Query, base: str
+) -> AsyncGenerator[str, None]:
+    """The JSON text of each answer from `offset`, up to `limit` of them; the C-FINDs are cancelled after that."""
+    last = None if query.limit is None else query.offset + query.limit
+    if last == query.offset:
+        return
+    number = 0
+    async for found in answers:
+        number += 1
+        if number > query.offset:
+            yield _text(found, resource, base)
+        if number == last:
+            return
+
+
+def _text(found: Found, resource: Resource, base: str) -> str:
+    found_uids = found.found_uids
+    path = resource_path(found_uids[Level.STUDY], found_uids.get(Level.SERIES), found_uids.get(Level.IMAGE))
+    replace = {RETRIEVE_URL: f'{{"vr":"UR","Value":[{json.dumps(base + path)}]}}'}
+    character_set = found.archive.peer.default_character_set or "ISO_IR 6"
+    for level, uid in found_uids.items():
+        replace[UNIQUE_KEY[level]] = f'{{"vr":"UI","Value":[{json.dumps(uid)}]}}'
+    return dicomjson.encode(
+        found.elements[resource.level],
+        default_character_set=character_set,
+        parents=[above for level, above in found.elements.items() if level is not resource.level],
+        leave_out=_NOT_SHOWN,
+        replace=replace,
+        require=RETURNED[resource],
+    )
+
+
+async def _respond(
+    request: web.Request, texts: AsyncIterator[str], query: Query, results: archive_query.Results
+) -> web.StreamResponse:
+    pieces: list[str] = []
+    size = 0
+    async for text in texts:
+        pieces.append(text)
+        size += len(text)
+        if size >= WHOLE_ANSWER:
+            return await _stream(request, pieces, texts, _headers(query, results))
+    body = f"[{','.join(pieces)}]"
+    return web.Response(text=body, content_type="application/dicom+json", headers=_headers(query, results))
+
+
+def _headers(query: Query, results: archive_query.Results) -> dict[str, str]:
+    warnings = [f'299 dicomweb-proxy "no answer from {failure.archive}"' for failure in results.failures]
+    if query.fuzzy:
+        warnings.append(
+            '299 dicomweb-proxy "The fuzzymatching parameter is not supported. '
+            'Only literal matching has been performed."'
+        )
+    return {"Warning": ", ".join(warnings)} if warnings else {}
+
+
+async def _stream(
+    request: web.Request, pieces: list[str], texts: AsyncIterator[str], headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=headers)
+    response.content_type = "application/dicom+json"
+    await response.prepare(request)
+    try:
+        await write(request, response, f"[{','.join(pieces)}".encode())
+        batch: list[str] = []
+        size = 0
+        async for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size >= WHOLE_ANSWER:
+                await write(request, response, f",{','.join(batch)}".encode())
+                batch, size = [], 0
+        await write(request, response, (f",{','.join(batch)}]" if batch else "]").encode())
+        await response.write_eof()
+    except ArchiveError as error:
+        cut(request, error)
+    return response

@@ -1,0 +1,37 @@
+"""Answers that are streamed: writing with a bound on how long a client may stall, and cutting one short visibly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, NoReturn
+
+from aiohttp import web
+
+from proxy.dicomweb.errors import Truncated
+
+logger = logging.getLogger(__name__)
+
+CLIENT_STALL_SECONDS: Final = 120.0
+"""How long a client may take none of what is written to it; the archive is held back meanwhile, and archives give up
+after some minutes themselves."""
+
+
+def cut(request: web.Request, error: Exception) -> NoReturn:
+    """Cut the connection of an answer that has begun, so that no client takes it for complete.
+
+    A reset, since the end of a stream without a length or chunks (HTTP/1.0) would look like its proper end.
+    """
+    logger.warning("an answer was cut short: %s", error)
+    if request.transport is not None:
+        request.transport.abort()
+    raise Truncated from error
+
+
+async def write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Write to the client; cuts the connection when it takes nothing for `CLIENT_STALL_SECONDS`."""
+    try:
+        async with asyncio.timeout(CLIENT_STALL_SECONDS):
+            await response.write(data)
+    except TimeoutError:
+        cut(request, TimeoutError(f"the client took nothing for {CLIENT_STALL_SECONDS:g} s"))

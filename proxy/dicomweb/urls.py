@@ -1,0 +1,50 @@
+"""The proxy's own address as the client knows it, for RetrieveURL and Content-Location; and the paths of resources."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import quote
+
+from aiohttp import web
+
+from proxy.archive.retrieve import Target
+from proxy.dicomweb.errors import BadRequest
+from proxy.dicomweb.keys import PUBLIC_URL
+from proxy.dicomweb.uids import is_valid_uid
+
+_HOST: Final = re.compile(r"(?P<name>[0-9A-Za-z.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def base_url(request: web.Request) -> str:
+    """The configured public address; else from the Host header.
+
+    Some clients leave the port out of Host, so it is taken from the connection then; and a Host that is no host
+    name is not repeated at all.
+    """
+    if configured := request.app[PUBLIC_URL]:
+        return configured
+    sockname = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    local_host, local_port = (sockname or ("localhost", 80))[:2]
+    match = _HOST.fullmatch(request.headers.get("Host", ""))
+    name = match["name"] if match else (f"[{local_host}]" if ":" in local_host else local_host)
+    port = int(match["port"]) if match and match["port"] else local_port
+    suffix = "" if port == _DEFAULT_PORTS.get(request.scheme) else f":{port}"
+    return f"{request.scheme}://{name}{suffix}"
+
+
+def resource_path(study: str, series: str | None = None, instance: str | None = None) -> str:
+    """The path of a study, series or instance, percent-encoded: UIDs from archives may hold anything."""
+    parts = [("studies", study), ("series", series), ("instances", instance)]
+    return "".join(f"/{name}/{quote(uid, safe='')}" for name, uid in parts if uid is not None)
+
+
+def target_of(request: web.Request) -> Target:
+    """The study, series or instance of the request's path; `BadRequest` for what is no UID."""
+    names = ("study", "series", "instance")
+    found = {name: request.match_info[name] for name in names if name in request.match_info}
+    for name, uid in found.items():
+        if not is_valid_uid(uid):
+            raise BadRequest(f"the {name} in the path is not a valid UID")
+    return Target(**found)

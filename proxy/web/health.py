@@ -1,0 +1,103 @@
+"""How the proxy fares: `/ping`, `/health`, `/status`, and `POST /dimse/echo`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from proxy import __version__
+from proxy.archive.errors import ArchiveError
+from proxy.archive.peers import Archive
+from proxy.dicomweb.errors import BadRequest, now
+from proxy.dicomweb.keys import ARCHIVES
+
+PROXY_MODE: Final = web.AppKey("proxy_mode", str)
+STARTED: Final = web.AppKey("started", float)
+
+_PAGE_SIZE: Final = resource.getpagesize()
+MAX_ECHO_BODY: Final = 4096
+
+
+async def ping(request: web.Request) -> web.Response:
+    """`GET /ping`: the process answers."""
+    return web.Response(text="pong")
+
+
+async def health(request: web.Request) -> web.Response:
+    """`GET /health`: 200 while at least one archive answers, else 503, so that a load balancer can tell."""
+    state = await status_of(request.app)
+    return web.json_response(state, status=200 if state["status"] == "healthy" else 503)
+
+
+async def status(request: web.Request) -> web.Response:
+    """`GET /status`: the same, always 200."""
+    return web.json_response(await status_of(request.app))
+
+
+async def status_of(app: web.Application) -> dict[str, Any]:
+    """The state of the proxy, as JSON. Archives that were not used lately are asked by C-ECHO."""
+    archives = app[ARCHIVES]
+    await archives.check_all()
+    states = [_archive(archive) for archive in archives.archives]
+    up = sum(bool(state["up"]) for state in states)
+    return {
+        "status": "healthy" if up else "unhealthy",
+        "timestamp": now(),
+        "version": __version__,
+        "proxyMode": app[PROXY_MODE],
+        "uptime": round(time.monotonic() - app[STARTED], 1),
+        "memory": _memory(),
+        "cache": {"enabled": False},
+        "archives": states,
+        "storesRefused": archives.inbox.refused,
+    }
+
+
+def _archive(archive: Archive) -> dict[str, Any]:
+    return {
+        "name": archive.name,
+        "aet": archive.peer.aet,
+        "up": archive.health.is_up,
+        "associations": archive.open_associations,
+        "maxAssociations": archive.peer.max_associations,
+        "lastError": archive.health.last_error,
+    }
+
+
+def _memory() -> dict[str, int]:
+    """Resident bytes now and at most (Linux gives the maximum in KiB)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    return {"rss": pages * _PAGE_SIZE, "maxRss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+async def echo(request: web.Request) -> web.Response:
+    """`POST /dimse/echo` with `{"peerIndex": 0}`: C-ECHO to that archive."""
+    archives = request.app[ARCHIVES].archives
+    archive = archives[await _peer_index(request, len(archives))]
+    peer = {"aet": archive.peer.aet, "ip": archive.peer.ip, "port": archive.peer.port}
+    started = time.perf_counter()
+    try:
+        await archive.echo()
+        outcome = {"success": True, "message": "C-ECHO succeeded"}
+    except ArchiveError as error:
+        outcome = {"success": False, "error": str(error)}
+    elapsed = round((time.perf_counter() - started) * 1000, 1)
+    return web.json_response({**outcome, "peer": peer, "responseTime": elapsed})
+
+
+async def _peer_index(request: web.Request, count: int) -> int:
+    if (request.content_length or 0) > MAX_ECHO_BODY:
+        raise BadRequest('the body must be JSON such as {"peerIndex": 0}')
+    try:
+        body = json.loads(await request.text() or "{}")
+        index = body.get("peerIndex", 0)
+    except (ValueError, AttributeError, RecursionError):
+        raise BadRequest('the body must be JSON such as {"peerIndex": 0}') from None
+    if type(index) is not int or not 0 <= index < count:
+        raise BadRequest(f"peerIndex must be a whole number from 0 to {count - 1}")
+    return index
