@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,11 +229,11 @@ class Operation:
         if self._started:
             return
         await self._association.begin(self)
-        self._started = True
         identifier = self._identifier
         if callable(identifier):
             identifier = identifier(self._context.transfer_syntax)
         await self._channel.send(self._context.context_id, self._command, identifier)
+        self._started = True
 
     async def response(self, what: str, seconds: float) -> Message:
         """The next response to this operation."""
@@ -248,7 +250,7 @@ class Operation:
         self.finished = True
 
     async def cancel(self) -> None:
-        """C-CANCEL (PS3.7 9.3.2.3), then wait for the final response; an abort if that does not come."""
+        """C-CANCEL (PS3.7 9.3.2.3; C-ECHO has none), then wait for the final response; an abort if none comes."""
         if self.finished or not self._started:
             self.finished = True
             return
@@ -257,14 +259,19 @@ class Operation:
             return
         seconds = self._channel.timeouts.cancel
         try:
-            self._channel.send_soon(self._context.context_id, dimse.cancel_request(self.message_id))
+            if self._command.command_field != CommandField.C_ECHO_RQ:
+                self._channel.send_soon(self._context.context_id, dimse.cancel_request(self.message_id))
             async with asyncio.timeout(seconds):
+                await self._answer_store()
                 while not await self._cancelled_response(seconds):
                     pass
         except BaseException as error:
             self._association.abort()
             if not isinstance(error, TimeoutError | DulError):
                 raise
+
+    async def _answer_store(self) -> None:
+        """Answer the C-STORE sub-operation that has begun; only a C-GET has such."""
 
     async def _cancelled_response(self, seconds: float) -> bool:
         """Take one message after C-CANCEL; True when it was the final response."""
@@ -368,7 +375,7 @@ class GetOperation(_RetrieveOperation):
                 raise StopAsyncIteration
 
     async def _answer_store(self) -> None:
-        store, self._store = self._store, None
+        store = self._store
         if store is None or store.answered:
             return
         read = store.fully_read
@@ -437,8 +444,15 @@ async def _connect(channel: Channel, peer: Peer, ssl: ssl_module.SSLContext | No
             await loop.create_connection(lambda: channel.transport, peer.host, peer.port, ssl=ssl)
     except TimeoutError:
         raise PeerTimeout("TCP connection", seconds) from None
-    except OSError as error:
-        raise ConnectError(f"no connection to {peer.host} port {peer.port}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
+        raise ConnectError(f"no connection to {peer.host} port {peer.port}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    # asyncio says "Connect call failed" for every cause; the number says which. Others have numbers of their own.
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror | ssl_module.SSLError):
+        return os.strerror(error.errno)
+    return str(getattr(error, "strerror", None) or error)
 
 
 @contextlib.asynccontextmanager

@@ -7,8 +7,9 @@ One consumer takes messages with `receive`; data sets stream behind their comman
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 
 from dul import limits, pdu
@@ -53,6 +54,7 @@ class Timeouts:
     idle: float = limits.IDLE_TIMEOUT
     release: float = limits.RELEASE_TIMEOUT
     cancel: float = limits.CANCEL_TIMEOUT
+    pdu: float = limits.PDU_TIMEOUT
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ class Channel:
 
     def __init__(self, connection: Connection, timeouts: Timeouts, *, artim: float = limits.ARTIM) -> None:
         self.timeouts = timeouts
-        self.transport = Transport(connection, self, artim=artim)
+        self.transport = Transport(connection, self, artim=artim, pdu_timeout=timeouts.pdu)
         self.contexts: Mapping[int, AcceptedContext] = {}
         self.send_limit = limits.MAX_PDU_SENT
         self.ended: DulError | None = None
@@ -86,7 +88,7 @@ class Channel:
         self._reading: DataStream | None = None  # the one of the message received last
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._waits = 0
+        self._waits: set[asyncio.Future[None]] = set()
         self._answer: asyncio.Future[pdu.AAssociateAC | pdu.AAssociateRJ] = self._loop.create_future()
         self._cancelled: set[int] = set()
 
@@ -94,6 +96,11 @@ class Channel:
     def peer_error(self) -> RemoteProtocolError | None:
         """The peer's first breach of the protocol."""
         return self._connection.peer_error
+
+    @property
+    def mid_command(self) -> bool:
+        """True while a command set has begun to arrive and is not whole."""
+        return self._reader.mid_command
 
     # --- what arrives ----------------------------------------------------------------------------------------
 
@@ -137,16 +144,22 @@ class Channel:
             raise RemoteProtocolError(
                 f"presentation context {received.context_id} was not accepted", ABORT_UNEXPECTED_PDU_PARAMETER
             )
+        self._incoming = DataStream(self._consumed, self._wait_for_data) if command.has_data_set else None
         if command.command_field == CommandField.C_CANCEL_RQ:
-            if command.message_id_being_responded_to is not None and len(self._cancelled) < 0xFF:
-                self._cancelled.add(command.message_id_being_responded_to)
+            self._cancel_received(command.message_id_being_responded_to)
             return
-        if command.has_data_set:
-            self._incoming = DataStream(self._consumed, self._wait_for_data)
-        self._inbox.append(Message(context, command, self._incoming if command.has_data_set else None))
+        # A C-CANCEL that came too late for an earlier operation does not concern a new one of the same Message ID.
+        self.forget_cancel(command.message_id)
+        self._inbox.append(Message(context, command, self._incoming))
         self._wake()
         if len(self._inbox) >= limits.RECEIVE_MAX_MESSAGES:
             self.transport.pause_reading()
+
+    def _cancel_received(self, message_id: int | None) -> None:
+        if self._incoming is not None:
+            self._incoming.discard()  # PS3.7 9.3.2.3 gives it no data set, but one was announced
+        if message_id is not None and len(self._cancelled) < 0xFF:
+            self._cancelled.add(message_id)
 
     def _data_received(self, pieces: list[memoryview], *, last: bool) -> None:
         assert self._incoming is not None
@@ -203,13 +216,13 @@ class Channel:
         if self.ended is not None:
             return
         self.ended = error
+        if self.on_ended is not None:
+            self.on_ended()  # before those who wait are told, so that `is_waiting` still says who does
         if self._incoming is not None:
             self._incoming.fail(error)
         self._wake()
         if not self._answer.done():
             self._answer.cancel()
-        if self.on_ended is not None:
-            self.on_ended()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -220,18 +233,18 @@ class Channel:
     @property
     def is_waiting(self) -> bool:
         """True while somebody waits for a message or for data, and so is told of the association's end there."""
-        return self._waits > 0
+        return any(not waiter.done() for waiter in self._waits)
 
     async def _wait(self, waiter: asyncio.Future[None], what: str, seconds: float) -> None:
         timer = self._loop.call_later(seconds, _expire, waiter, what, seconds)
-        self._waits += 1
+        self._waits.add(waiter)
         try:
             await waiter
         except PeerTimeout:
             self.abort()
             raise
         finally:
-            self._waits -= 1
+            self._waits.discard(waiter)
             timer.cancel()
 
     async def _wait_for_data(self, waiter: asyncio.Future[None]) -> None:
@@ -287,31 +300,51 @@ class Channel:
         Raises what ended the association, or `PeerTimeout` (and aborts) when the peer takes nothing for the idle
         timeout. When it is cancelled or `data` raises within a data set, the association is aborted.
         """
-        self._check_open()
+        self.check_open()
         buffers = self._connection.send_p_data(
             context_id, encode_command(command), command=True, last=True, maximum_length=self.send_limit
         )
-        if isinstance(data, bytes):
-            buffers += self._data_pdus(context_id, data, last=True)
         try:
-            await self._write(buffers)
-            if data is not None and not isinstance(data, bytes):
-                await self._send_stream(context_id, data)
+            if isinstance(data, bytes):
+                await self._send_data(context_id, data, last=True, before=buffers)
+            else:
+                await self._write(buffers)
+                if data is not None:
+                    await self._send_stream(context_id, data)
         except BaseException:
             self.abort()
             raise
 
     async def _send_stream(self, context_id: int, data: AsyncIterable[bytes]) -> None:
         held = b""
-        async for chunk in data:
-            if held:
-                await self._write(self._data_pdus(context_id, held, last=False))
-            held = chunk
-        await self._write(self._data_pdus(context_id, held, last=True))
+        try:
+            async for chunk in data:
+                if even := len(held) & ~1:  # PS3.8 E.1: fragments have an even number of bytes, and DCMTK insists
+                    await self._send_data(context_id, held[:even], last=False)
+                held = held[even:] + chunk
+        finally:
+            if isinstance(data, AsyncGenerator):
+                await data.aclose()  # or the event loop would do so later, in a task of its own
+        await self._send_data(context_id, held, last=True)
 
-    def _data_pdus(self, context_id: int, data: bytes, *, last: bool) -> list[bytes | memoryview]:
-        self._check_open()
-        return self._connection.send_p_data(context_id, data, command=False, last=last, maximum_length=self.send_limit)
+    async def _send_data(
+        self, context_id: int, data: bytes, *, last: bool, before: list[bytes | memoryview] | None = None
+    ) -> None:
+        # Piece by piece: what waits to be sent stays bounded, and a slow peer is not taken for one that has stopped.
+        buffers = before or []
+        view = memoryview(data)
+        for start in range(0, len(view) or 1, limits.SEND_HIGH_WATER):
+            self.check_open()
+            end = start + limits.SEND_HIGH_WATER
+            buffers += self._connection.send_p_data(
+                context_id,
+                view[start:end],
+                command=False,
+                last=last and end >= len(view),
+                maximum_length=self.send_limit,
+            )
+            await self._write(buffers)
+            buffers = []
 
     async def _write(self, buffers: list[bytes | memoryview]) -> None:
         self.transport.write(buffers)
@@ -319,14 +352,15 @@ class Channel:
 
     def send_soon(self, context_id: int, command: Command) -> None:
         """Send a command without waiting; for C-CANCEL and short responses."""
-        self._check_open()
+        self.check_open()
         self.transport.write(
             self._connection.send_p_data(
                 context_id, encode_command(command), command=True, last=True, maximum_length=self.send_limit
             )
         )
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise what ended the association, if anything has."""
         if self.ended is not None:
             raise self.ended
 
@@ -357,18 +391,19 @@ class Channel:
         if self.ended is None and self._connection.state is State.Sta6:
             self._connection.send(pdu.AReleaseRQ())
             self.transport.flush()
-            try:
-                async with asyncio.timeout(self.timeouts.release):
-                    while True:
-                        await self.receive("answer to the release", self.timeouts.release)
-            except AssociationError:
-                pass
-            except BaseException as error:
-                self.abort()
-                if not isinstance(error, TimeoutError | RemoteProtocolError):
-                    raise
         elif self.ended is None:
             self.abort()
+        try:
+            async with asyncio.timeout(self.timeouts.release):
+                with contextlib.suppress(AssociationError, RemoteProtocolError):
+                    while True:
+                        await self.receive("answer to the release", self.timeouts.release)
+                await self.transport.wait_closed()  # after a release collision, the peer's answer is still to come
+        except TimeoutError:
+            self.abort()
+        except BaseException:
+            self.abort()
+            raise
         await self.transport.wait_closed()
 
 

@@ -100,7 +100,7 @@ class Connection:
         self._state = State.Sta1
         self._framer = Framer()
         self._outgoing: list[bytes] = []
-        self._request: pdu.AAssociateRQ | None = None
+        self._request = b""  # the A-ASSOCIATE-RQ, until the transport is there
         self.artim_running = False
         self.artim_starts = 0
         """Counts each start, so that a restart of a running timer can be seen."""
@@ -178,7 +178,7 @@ class Connection:
 
     def associate(self, request: pdu.AAssociateRQ) -> None:
         """Ask for an association (Evt1); the PDU goes out once `connected()` was called."""
-        self._request = request
+        self._request = pdu.encode(request)
         self._do(Event.ASSOCIATE_REQUEST)
 
     def send(self, request: pdu.PDU) -> None:
@@ -205,7 +205,7 @@ class Connection:
         self, event: Event, content: pdu.PDU | Fragment | RemoteProtocolError | None = None
     ) -> list[ConnectionEvent]:
         acceptable = not isinstance(content, pdu.AAssociateRQ) or bool(content.protocol_version & 1)
-        self._state, effects = step(self._state, event, requestor=self._requestor, acceptable=acceptable)
+        next_state, effects = step(self._state, event, requestor=self._requestor, acceptable=acceptable)
         events: list[ConnectionEvent] = []
         for effect in effects:
             if effect in _SENDS:
@@ -214,6 +214,7 @@ class Connection:
                 events.append(_indication(effect, event, content))
             else:
                 self._control(effect)
+        self._state = next_state  # not before: a PDU that cannot be encoded changes nothing
         return events
 
     def _control(self, effect: Effect) -> None:
@@ -230,10 +231,10 @@ class Connection:
         if effect is Effect.SEND_P_DATA:
             return  # the caller of send_p_data writes the buffers, uncopied
         if effect is Effect.SEND_ASSOCIATE_RQ:
-            assert self._request is not None
-            outgoing: pdu.PDU = self._request
-        elif effect is Effect.SEND_ABORT_AS_PROVIDER:
-            outgoing = pdu.AAbort(ABORT_SOURCE_PROVIDER, _abort_reason(content))
+            self._outgoing.append(self._request)
+            return
+        if effect is Effect.SEND_ABORT_AS_PROVIDER:
+            outgoing: pdu.PDU = pdu.AAbort(ABORT_SOURCE_PROVIDER, _abort_reason(content))
         elif effect is Effect.SEND_ABORT_AS_USER and event is not Event.ABORT_REQUEST:
             outgoing = pdu.AAbort(ABORT_SOURCE_USER, ABORT_REASON_NOT_SPECIFIED)
         elif effect is Effect.SEND_ASSOCIATE_RJ and event is Event.ASSOCIATE_RQ_PDU:

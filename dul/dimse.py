@@ -12,6 +12,7 @@ from enum import Enum, IntEnum
 from struct import Struct
 from typing import Final
 
+from dul import limits
 from dul.errors import ABORT_INVALID_PDU_PARAMETER_VALUE, LocalProtocolError, RemoteProtocolError
 
 
@@ -212,6 +213,9 @@ _FIELDS: Final[dict[int, tuple[str, str]]] = {
     0x1031: ("move_originator_message_id", "US"),
 }
 
+_MAX_LENGTH: Final = {"UI": limits.MAX_UID, "AE": 16, "LO": 64}
+"""Characters (PS3.5 Table 6.2-1)."""
+
 
 def encode_command(command: Command) -> bytes:
     """The command set with its group length (PS3.7 6.3.1); `LocalProtocolError` for a value that does not fit."""
@@ -235,8 +239,8 @@ def _encode_value(vr: str, value: int | str) -> bytes:
         encoded = value.encode("ascii")
     except UnicodeEncodeError as error:
         raise LocalProtocolError("a command element must be ASCII") from error
-    if len(encoded) > 64:
-        raise LocalProtocolError("a command element has more than 64 characters")
+    if len(encoded) > _MAX_LENGTH[vr]:
+        raise LocalProtocolError(f"a command element of VR {vr} has more than {_MAX_LENGTH[vr]} characters")
     return encoded + (b"\0" if vr == "UI" else b" ") if len(encoded) % 2 else encoded
 
 
@@ -250,14 +254,17 @@ def decode_command(data: bytes) -> Command:
         group, element, length = _ELEMENT.unpack_from(data, offset)
         offset += 8
         if group != 0:
-            raise _malformed(f"element ({group:04X},{element:04X}) is not of group 0000")
+            break  # archives made with DCMTK append the Failed SOP Instance UID List (0008,0058) here
         if length > end - offset:
             raise _malformed(f"element (0000,{element:04X}) claims {length} bytes, {end - offset} are left")
         field = _FIELDS.get(element)
         if field is not None:
             name, vr = field
             value = data[offset : offset + length]
-            values[name] = _decode_number(element, value) if vr == "US" else _decode_text(element, value)
+            if vr != "US":
+                values[name] = _decode_text(element, vr, value)
+            elif value:  # an empty number says as much as an absent one
+                values[name] = _decode_number(element, value)
         offset += length
     command_field = values.pop("command_field", None)
     if not isinstance(command_field, int):
@@ -271,13 +278,16 @@ def _decode_number(element: int, value: bytes) -> int:
     return int.from_bytes(value, "little")
 
 
-def _decode_text(element: int, value: bytes) -> str:
-    if element == 0x0902:  # free text; some archives put their own language into it
-        return value.decode("ascii", "replace").strip("\0 ")
+def _decode_text(element: int, vr: str, value: bytes) -> str:
+    if vr == "LO":  # free text; some archives put their own language into it, or more of it than fits
+        return value.decode("ascii", "replace").replace("\ufffd", "?").strip("\0 ")[: _MAX_LENGTH[vr]].rstrip("\0 ")
     try:
-        return value.decode("ascii").strip("\0 ")
+        text = value.decode("ascii").strip("\0 ")
     except UnicodeDecodeError as error:
         raise _malformed(f"element (0000,{element:04X}) has bytes outside ASCII") from error
+    if len(text) > _MAX_LENGTH[vr]:
+        raise _malformed(f"element (0000,{element:04X}) has {len(text)} characters")
+    return text
 
 
 def _malformed(what: str) -> RemoteProtocolError:

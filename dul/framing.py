@@ -134,8 +134,9 @@ class Framer:
         if 0 < self._pdu_left - self._pdv_left < pdu.PDV_OVERHEAD:
             raise _invalid("stray bytes after the last presentation data value of a PDU")
         self._context_id, self._control = context_id, control
-        if not self._pdv_left and control & pdu.LAST_FLAG:
-            frames.append(Fragment(context_id, bool(control & pdu.COMMAND_FLAG), True, _NOTHING))
+        if not self._pdv_left:
+            last = bool(control & pdu.LAST_FLAG)
+            frames.append(Fragment(context_id, bool(control & pdu.COMMAND_FLAG), last, _NOTHING))
 
     def _continue_pdv(self, data: memoryview, offset: int, end: int, frames: list[Frame]) -> int:
         stop = min(end, offset + self._pdv_left)

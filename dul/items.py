@@ -251,10 +251,10 @@ def decode_presentation_context_rq(value: bytes) -> PresentationContextRQ:
             abstract_syntax = decode_uid(item)
         elif item_type == TRANSFER_SYNTAX_ITEM:
             transfer_syntaxes.append(decode_uid(item))
+            if len(transfer_syntaxes) > limits.MAX_TRANSFER_SYNTAXES:
+                raise RemoteProtocolError(f"presentation context {context_id} has too many syntaxes", _INVALID)
     if not abstract_syntax or not transfer_syntaxes:
         raise RemoteProtocolError(f"presentation context {context_id} lacks its abstract or transfer syntax", _INVALID)
-    if len(transfer_syntaxes) > limits.MAX_TRANSFER_SYNTAXES:
-        raise RemoteProtocolError(f"presentation context {context_id} has {len(transfer_syntaxes)} syntaxes", _INVALID)
     return PresentationContextRQ(context_id, abstract_syntax, tuple(transfer_syntaxes))
 
 
@@ -290,8 +290,14 @@ def decode_user_information(value: bytes) -> UserInformation:
 
 
 def decode_uid(value: bytes) -> str:
-    """A UID, freed from the padding that some peers add though PS3.8 F forbids it."""
-    return decode_text(value)
+    """A UID, freed from the padding that some peers add though PS3.8 F forbids it.
+
+    `RemoteProtocolError` beyond 64 characters, which also bounds what is echoed in an answer.
+    """
+    uid = decode_text(value)
+    if len(uid) > limits.MAX_UID:
+        raise RemoteProtocolError(f"a UID of {len(uid)} characters", _INVALID)
+    return uid
 
 
 def decode_text(value: bytes) -> str:

@@ -24,6 +24,9 @@ MIN_PDU_ANNOUNCED: Final = 64
 """PS3.8 sets no minimum. A peer that announces a few bytes would make us send one PDU for each handful of them,
 so less than this is refused; nothing real announces under 4 KiB."""
 
+MAX_UID: Final = 64
+"""Characters of a UID (PS3.5 9.1)."""
+
 MAX_PRESENTATION_CONTEXTS: Final = 128
 """Odd context IDs from 1 to 255 (PS3.8 9.3.2.2)."""
 

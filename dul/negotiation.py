@@ -125,12 +125,13 @@ def answer_request(
                 context.context_id, context.abstract_syntax, answer.transfer_syntax
             )
     known = {context.abstract_syntax for context in agreed.values()}
-    roles = [
-        item
+    roles = {
+        item.sop_class_uid: item
         for item in request.user_information.items
         if isinstance(item, RoleSelection) and item.sop_class_uid in known
-    ]
-    accept = AAssociateAC(request.called_ae_title, request.calling_ae_title, tuple(answers), user_information(roles))
+    }
+    information = user_information(roles.values())
+    accept = AAssociateAC(request.called_ae_title, request.calling_ae_title, tuple(answers), information)
     return accept, agreed
 
 

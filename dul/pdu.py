@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from struct import Struct
+from struct import error as struct_error
 
 from dul import items, limits
 from dul.errors import ABORT_INVALID_PDU_PARAMETER_VALUE, LocalProtocolError, RemoteProtocolError
@@ -93,6 +94,13 @@ PDU = AAssociateRQ | AAssociateAC | AAssociateRJ | AReleaseRQ | AReleaseRP | AAb
 
 def encode(pdu: PDU) -> bytes:
     """The bytes of one PDU; `LocalProtocolError` when a value does not fit."""
+    try:
+        return _encode(pdu)
+    except (struct_error, ValueError) as error:  # a number beyond its field, text outside ASCII
+        raise LocalProtocolError(f"a value does not fit into its field: {error}") from error
+
+
+def _encode(pdu: PDU) -> bytes:
     match pdu:
         case AAssociateRQ():
             contexts = [items.encode_presentation_context_rq(c) for c in pdu.presentation_contexts]
@@ -135,10 +143,13 @@ def encode_p_data(
 ) -> list[bytes | memoryview]:
     """P-DATA-TF PDUs of one PDV each that carry `data`, as buffers to be written one after the other.
 
-    `maximum_length` (bytes, > 6) bounds each PDU's body (PS3.8 D.1). `last` marks the last fragment of the
+    `maximum_length` (bytes, at least 8) bounds each PDU's body (PS3.8 D.1). `last` marks the last fragment of the
     command or data set (PS3.8 E.2); empty data gives one PDU with an empty fragment. The data are not copied.
+    Fragments have an even number of bytes (PS3.8 E.1), as long as `data` has.
     """
-    step = maximum_length - PDV_OVERHEAD
+    step = (maximum_length - PDV_OVERHEAD) & ~1
+    if step <= 0:
+        raise LocalProtocolError(f"no data fit into PDUs of {maximum_length} bytes")
     flags = COMMAND_FLAG if command else 0
     view = memoryview(data)
     size = len(view)
@@ -169,7 +180,8 @@ def decode(pdu_type: int, body: bytes) -> PDU:
 def _decode_associate_rq(body: bytes) -> AAssociateRQ:
     version, called_field, calling_field, rest = _decode_associate_head(body)
     called, calling = items.decode_text(called_field), items.decode_text(calling_field)
-    application_context, contexts, information = "", [], UserInformation()
+    application_context, contexts = "", []
+    information: UserInformation | None = None
     for item_type, item in items.iterate_items(rest, "A-ASSOCIATE-RQ"):
         if item_type == items.APPLICATION_CONTEXT_ITEM:
             application_context = items.decode_uid(item)
@@ -177,8 +189,10 @@ def _decode_associate_rq(body: bytes) -> AAssociateRQ:
             contexts.append(items.decode_presentation_context_rq(item))
             _check_context_count(len(contexts))
         elif item_type == items.USER_INFORMATION_ITEM:
-            information = items.decode_user_information(item)
-    return AAssociateRQ(called, calling, tuple(contexts), information, application_context, version)
+            information = _only_user_information(information, item)
+    return AAssociateRQ(
+        called, calling, tuple(contexts), information or UserInformation(), application_context, version
+    )
 
 
 def _decode_associate_ac(body: bytes) -> AAssociateAC:
@@ -187,7 +201,8 @@ def _decode_associate_ac(body: bytes) -> AAssociateAC:
     called, calling = (
         field.decode("ascii", "replace").replace("\ufffd", "?").strip("\0 ") for field in (called_field, calling_field)
     )
-    application_context, contexts, information = "", [], UserInformation()
+    application_context, contexts = "", []
+    information: UserInformation | None = None
     for item_type, item in items.iterate_items(rest, "A-ASSOCIATE-AC"):
         if item_type == items.APPLICATION_CONTEXT_ITEM:
             application_context = items.decode_uid(item)
@@ -195,8 +210,17 @@ def _decode_associate_ac(body: bytes) -> AAssociateAC:
             contexts.append(items.decode_presentation_context_ac(item))
             _check_context_count(len(contexts))
         elif item_type == items.USER_INFORMATION_ITEM:
-            information = items.decode_user_information(item)
-    return AAssociateAC(called, calling, tuple(contexts), information, application_context, version)
+            information = _only_user_information(information, item)
+    return AAssociateAC(
+        called, calling, tuple(contexts), information or UserInformation(), application_context, version
+    )
+
+
+def _only_user_information(before: UserInformation | None, item: bytes) -> UserInformation:
+    # A second one is no use, and a PDU full of them would take a third of a second to decode.
+    if before is not None:
+        raise RemoteProtocolError("more than one user information item", _INVALID)
+    return items.decode_user_information(item)
 
 
 def _check_context_count(count: int) -> None:

@@ -67,6 +67,7 @@ class Server:
         self._limits = server_limits or ServerLimits()
         self._artim = artim
         self._listener: asyncio.Server | None = None
+        self._port = 0
         self._channels: set[Channel] = set()
         self._hosts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,9 +75,8 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
-        assert self._listener is not None
-        return int(self._listener.sockets[0].getsockname()[1])
+        """The port that is, or was, listened on."""
+        return self._port
 
     @property
     def association_count(self) -> int:
@@ -91,7 +91,12 @@ class Server:
     async def start(self, host: str, port: int, ssl: ssl_module.SSLContext | None = None) -> None:
         """Listen; `OSError` when the address cannot be had. Port 0 takes any free one."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._accept, host, port, ssl=ssl, backlog=128)
+        # The ARTIM timer starts when there is an upper layer connection: with TLS, only after the handshake.
+        handshake = min(self._artim, limits.CONNECT_TIMEOUT) if ssl is not None else None
+        self._listener = await loop.create_server(
+            self._accept, host, port, ssl=ssl, ssl_handshake_timeout=handshake, backlog=128
+        )
+        self._port = int(self._listener.sockets[0].getsockname()[1])
 
     async def close(self, drain: float = 0.0) -> None:
         """Listen no more, give associations `drain` seconds to end by themselves, then abort them."""
@@ -117,10 +122,15 @@ class Server:
         return channel.transport
 
     def _connected(self, channel: Channel) -> None:
+        host = channel.transport.peer_host
         self._channels.add(channel)
-        self._hosts[channel.transport.peer_host] += 1
-        # A rejection needs a request to be read first; beyond twice the cap not even that is waited for.
-        if len(self._channels) > 2 * self._limits.connections:
+        self._hosts[host] += 1
+        # A rejection needs a request to be read first; beyond twice a cap not even that is waited for.
+        if (
+            self._closing
+            or len(self._channels) > 2 * self._limits.connections
+            or self._hosts[host] > 2 * self._limits.connections_per_host
+        ):
             channel.transport.close()
 
     def _closed(self, channel: Channel) -> None:

@@ -6,8 +6,10 @@ other. C-MOVE and C-GET sub-operations, their counters and the Pending responses
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import ssl as ssl_module
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -45,17 +47,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class MovePlan:
-    """What a C-MOVE is to send, and where to."""
+    """What a C-MOVE is to send, and where to; over TLS when there is an `ssl` context."""
 
     destination: Peer
     instances: Sequence[Instance]
+    ssl: ssl_module.SSLContext | None = None
 
 
 class Handler:
     """Override what is offered; all else is answered with the status that the standard has for it.
 
     Raise `StatusError` to end an operation with a status. Any other exception ends it with Processing failure
-    (0x0110) and is logged. When the association ends first, the handler's coroutine is cancelled.
+    (0x0110) and is logged. When the association ends first, a handler that waits for it gets the exception that says
+    why, and one that waits for anything else is cancelled.
     """
 
     async def on_echo(self, calling_ae_title: str) -> int:
@@ -101,7 +105,7 @@ class _Counters:
             self.failed_uids.append(instance.sop_instance_uid)
 
     def final_status(self) -> int:
-        if not self.failed:
+        if not self.failed and not self.warning:
             return dimse.SUCCESS
         return dimse.SUB_OPERATIONS_WITH_FAILURES if self.completed + self.warning else dimse.REFUSED_SUB_OPERATIONS
 
@@ -119,6 +123,7 @@ class Services:
         while True:
             try:
                 message = await self._channel.receive("request", self._channel.timeouts.idle)
+                self._channel.check_open()  # a request whose answer nobody will get is not begun
             except AssociationReleased:
                 return
             if message.command.message_id is None:
@@ -145,9 +150,8 @@ class Services:
             await serve(message)
         except StatusError as error:
             await self._respond(message, error.status, comment=error.comment)
-        except DulError:
-            raise
         except Exception:
+            self._channel.check_open()
             logger.exception("the handler of a %s failed", message.command.name)
             await self._respond(message, dimse.PROCESSING_FAILURE)
 
@@ -175,9 +179,8 @@ class Services:
             status = await self._handler.on_store(store)
         except StatusError as error:
             status = error.status
-        except DulError:
-            raise
         except Exception:
+            self._channel.check_open()
             logger.exception("the handler of a C-STORE-RQ failed")
             status = dimse.PROCESSING_FAILURE
         await finish_data_set(store)
@@ -193,6 +196,7 @@ class Services:
                     await self._respond(message, dimse.CANCEL)
                     return
                 await self._channel.send(message.context.context_id, pending, identifier)
+                await asyncio.sleep(0)  # sending does not wait while there is room, and a C-CANCEL must be read
         await self._respond(message, dimse.SUCCESS)
 
     async def _request(self, message: Message) -> Request:
@@ -216,7 +220,8 @@ class Services:
         counters = _Counters(len(plan.instances))
         if plan.instances:
             try:
-                async with connect(plan.destination, _contexts_for(plan.instances)) as association:
+                contexts, timeouts = _contexts_for(plan.instances), self._channel.timeouts
+                async with connect(plan.destination, contexts, timeouts=timeouts, ssl=plan.ssl) as association:
                     await self._store_all(message, association, plan.instances, counters)
             except DulError as error:
                 if self._channel.ended is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
+from typing import Protocol, cast
 
 from dul import limits
 from dul.connection import Connection, ConnectionEvent
@@ -19,6 +19,10 @@ _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 
 class Receiver(Protocol):
     """Who gets the events of a transport."""
+
+    @property
+    def mid_command(self) -> bool:
+        """True while a command set has begun to arrive and is not whole; it is timed like a PDU then."""
 
     def connected(self) -> None:
         """The socket is open, `peer_host` known."""
@@ -33,10 +37,18 @@ class Receiver(Protocol):
 class Transport(asyncio.BufferedProtocol):
     """One connection. All its state belongs to the event loop's thread."""
 
-    def __init__(self, connection: Connection, receiver: Receiver, *, artim: float = limits.ARTIM) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        receiver: Receiver,
+        *,
+        artim: float = limits.ARTIM,
+        pdu_timeout: float = limits.PDU_TIMEOUT,
+    ) -> None:
         self._connection = connection
         self._receiver = receiver
         self._artim = artim
+        self._pdu_timeout = pdu_timeout
         self._loop = asyncio.get_running_loop()
         self._buffer = memoryview(bytearray(limits.READ_BUFFER))
         self._transport: asyncio.Transport | None = None
@@ -54,9 +66,8 @@ class Transport(asyncio.BufferedProtocol):
     # --- asyncio's callbacks ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=limits.SEND_HIGH_WATER)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass of it
+        self._transport.set_write_buffer_limits(high=limits.SEND_HIGH_WATER)
         self.peer_host = str((transport.get_extra_info("peername") or ("",))[0])
         self._socket = transport.get_extra_info("socket")
         if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
@@ -74,9 +85,9 @@ class Transport(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         events = self._connection.receive_data(self._buffer[:nbytes])
         self.flush()
-        self._watch_pdu()
         if events:
             self._receiver.events_received(events)
+        self._watch_pdu()
         self._rearm_quickack()
 
     def eof_received(self) -> bool:
@@ -114,12 +125,14 @@ class Transport(asyncio.BufferedProtocol):
         if not self._reading_paused and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
             self._reading_paused = True
+            self._watch_pdu()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; may be called twice."""
         if self._reading_paused and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
             self._reading_paused = False
+            self._watch_pdu()
 
     def write(self, buffers: list[bytes | memoryview]) -> None:
         """Write what belongs to one message with one call; `ConnectionLost` when there is nothing to write to."""
@@ -180,15 +193,17 @@ class Transport(asyncio.BufferedProtocol):
             self._receiver.events_received(events)
 
     def _watch_pdu(self) -> None:
-        if not self._connection.mid_control_pdu:
+        begun = self._connection.mid_control_pdu or self._receiver.mid_command
+        if not begun or self._reading_paused:  # while we do not read, the delay is ours
             if self._pdu_timer is not None:
                 self._pdu_timer.cancel()
                 self._pdu_timer = None
         elif self._pdu_timer is None:
-            self._pdu_timer = self._loop.call_later(limits.PDU_TIMEOUT, self._pdu_expired)
+            self._pdu_timer = self._loop.call_later(self._pdu_timeout, self._pdu_expired)
 
     def _pdu_expired(self) -> None:
-        error = RemoteProtocolError(f"a PDU was not whole after {limits.PDU_TIMEOUT:g} s")
+        self._pdu_timer = None
+        error = RemoteProtocolError(f"a PDU or command set was not whole after {self._pdu_timeout:g} s")
         events = self._connection.abort_for(error)
         self.flush()
         if events:

@@ -67,13 +67,21 @@ _STORAGE_PREFIXES = (
     "1.2.840.10008.5.1.1.27",  # Stored Print Storage (retired)
     "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image Storage (retired)
     "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image Storage (retired)
-    "1.2.840.10008.5.1.4.34.",  # RT instructions
+    "1.2.840.10008.5.1.4.34.1",  # RT Beams Delivery Instruction Storage (trial); RT Brachy … (34.10)
+    "1.2.840.10008.5.1.4.34.7",  # RT Beams Delivery Instruction Storage
     "1.2.840.10008.5.1.4.38.1",  # Hanging Protocol Storage
     "1.2.840.10008.5.1.4.39.1",  # Color Palette Storage
     "1.2.840.10008.5.1.4.43.1",  # Generic Implant Template Storage
     "1.2.840.10008.5.1.4.44.1",  # Implant Assembly Template Storage
     "1.2.840.10008.5.1.4.45.1",  # Implant Template Group Storage
 )
+_NOT_STORAGE = frozenset(
+    (
+        *(f"1.2.840.10008.5.1.4.1.1.200.{last}" for last in (4, 5, 6)),  # Protocol Approval - FIND, MOVE, GET
+        *(f"1.2.840.10008.5.1.4.1.1.201.{last}" for last in (2, 3, 4, 5, 6)),  # Inventory, Repository Query
+    )
+)
+"""Services amid the storage classes."""
 
 
 def is_storage(sop_class_uid: str) -> bool:
@@ -83,4 +91,4 @@ def is_storage(sop_class_uid: str) -> bool:
     """
     if not sop_class_uid.startswith(_DICOM_ROOT):
         return True
-    return sop_class_uid.startswith(_STORAGE_PREFIXES)
+    return sop_class_uid.startswith(_STORAGE_PREFIXES) and sop_class_uid not in _NOT_STORAGE
