@@ -18,6 +18,7 @@ from typing import Final
 import dul
 from dul import uids
 from proxy.archive.errors import ArchiveBusyError, ArchiveError, from_dul
+from proxy.archive.optional import OptionalKeys
 from proxy.config_schema import Peer
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Archive:
 
     peer: Peer
     health: Health = field(default_factory=Health)
+    optional_keys: OptionalKeys = field(default_factory=OptionalKeys)
     _busy: int = 0
     _idle: deque[_Idle] = field(default_factory=deque)
     _queue: deque[asyncio.Future[None]] = field(default_factory=deque)

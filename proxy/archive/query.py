@@ -19,7 +19,7 @@ from proxy.archive.errors import ArchiveError, ArchiveFailedError, TooBroadError
 from proxy.archive.peers import Archive
 from proxy.dataset.dictionary import vr_of
 from proxy.dataset.levels import UNIQUE_KEY, Level, level_of
-from proxy.dataset.reader import DatasetError, Element, parse
+from proxy.dataset.reader import DatasetError, Element, Limits, parse
 from proxy.dataset.values import first_value
 from proxy.dataset.writer import encode_identifier
 
@@ -28,6 +28,9 @@ Path = tuple[int, ...]
 QUERY_RETRIEVE_LEVEL: Final = 0x00080052
 MERGE_QUEUE: Final = 100
 """Answers of each archive that wait to be merged, before its C-FIND is held back."""
+
+ANSWER_LIMITS: Final = Limits(elements=20_000)
+"""A C-FIND answer holds what was asked for, some dozens of elements; a hostile one shall not cost a second."""
 
 MAX_PARENTS: Final = 100_000
 """Studies or series that one search may have to look into; their answers are kept meanwhile, some 50 MB."""
@@ -40,13 +43,15 @@ MAX_VALUE_COMBINATIONS: Final = 64
 class Search:
     """What to look for: entities of `level`, below the UIDs that are fixed.
 
-    `matches` and `returned` may belong to any level from STUDY down to `level`.
+    `matches` and `returned` may belong to any level from STUDY down to `level`. What is `welcome` is returned as well,
+    unless the archive is known never to have it.
     """
 
     level: Level
     fixed: Mapping[Level, str] = field(default_factory=dict)
     matches: Mapping[Path, str] = field(default_factory=dict)
     returned: Sequence[Path] = ()
+    welcome: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class _Plan:
     level: Level
     matches: Mapping[Path, str]
     returned: tuple[Path, ...]
+    welcome: tuple[int, ...]
 
 
 def _plan(search: Search) -> list[_Plan]:
@@ -82,7 +88,8 @@ def _plan(search: Search) -> list[_Plan]:
         # The unique key is among what is returned, but a fixed one needs no C-FIND to be known.
         wanted = [path for path in returned if path != (UNIQUE_KEY[level],)]
         if is_last or level not in search.fixed or matches or wanted:
-            plans.append(_Plan(level, matches, returned))
+            welcome = tuple(tag for tag in search.welcome if belongs((tag,)))
+            plans.append(_Plan(level, matches, returned, welcome))
     return plans
 
 
@@ -154,7 +161,7 @@ class _Walk:
 
     def _read(self, match: dul.Match, level: Level) -> _Answer:
         try:
-            elements = parse(match.data, match.transfer_syntax)
+            elements = parse(match.data, match.transfer_syntax, limits=ANSWER_LIMITS)
         except DatasetError as error:
             raise ArchiveFailedError(f"a C-FIND response is malformed: {error}", self._archive.name) from error
         return _Answer(first_value(elements, UNIQUE_KEY[level]), elements, match)
@@ -174,6 +181,9 @@ class _Walk:
     ) -> AsyncGenerator[_Answer, None]:
         unique = (UNIQUE_KEY[plan.level],)
         keys: dict[Path, str] = dict.fromkeys(plan.returned, "")
+        optional = self._archive.optional_keys
+        welcome = [tag for tag in plan.welcome if optional.worth_asking(plan.level, tag)]
+        keys.update(((tag,), "") for tag in welcome)
         keys[unique] = ""
         keys.update(matches)
         keys[(QUERY_RETRIEVE_LEVEL,)] = plan.level.value
@@ -188,6 +198,7 @@ class _Walk:
         async with contextlib.aclosing(self._archive.find(identifier)) as found:
             async for match in found:
                 answer = self._read(match, plan.level)
+                optional.learn(plan.level, welcome, answer.elements)
                 # An answer without its unique key is of no use, one with another is of an archive that ignores keys.
                 if answer.uid and (wanted is None or answer.uid in wanted):
                     yield answer

@@ -55,9 +55,10 @@ def encode(
 
     `default_character_set` is a defined term for data sets that name none. `parents` are data sets, each with a
     character set of its own, whose attributes are added where `elements` have none. `replace` gives JSON texts of
-    attribute objects that are added, or stand in for what the data set has; `require` names tags that are
-    to be there, empty if need be, and `leave_out` those that are not to be there. Group lengths and group 0002 are left out (F.2.2). Of duplicates the last
-    one counts. JSON is UTF-8, so Specific Character Set says so, and is added when the text is not ASCII.
+    attribute objects that are added, or stand in for what the data set has; `require` names tags that are to be there,
+    empty if need be, and `leave_out` those that are not to be there. Group lengths and group 0002 are left out
+    (F.2.2). Of duplicates the last one counts. JSON is UTF-8, so Specific Character Set says so, and is added when the
+    text is not ASCII.
     """
     encodings = encodings_of(default_character_set)
     attributes: dict[int, str] = {}

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from proxy.archive import query as archive_query
 from proxy.archive.errors import ArchiveError
+from proxy.archive.optional import RARE
 from proxy.archive.query import Found, Path
 from proxy.dataset.levels import SERIES_KEYS, STUDY_KEYS, UNIQUE_KEY, Level
 from proxy.dicomweb import dicomjson
@@ -61,15 +62,16 @@ async def search(request: web.Request, resource: Resource) -> web.StreamResponse
 
 def _search_for(request: web.Request, resource: Resource, query: Query) -> archive_query.Search:
     fixed = target_of(request).uids if "study" in request.match_info else {}
-    returned: dict[Path, None] = {(tag,): None for tag in RETURNED[resource] if tag not in _NOT_ASKED}
+    returned: dict[Path, None] = {(tag,): None for tag in RETURNED[resource] if tag not in _NOT_ASKED | RARE}
     returned.update(dict.fromkeys(path for path in query.include if path[0] not in _NOT_ASKED))
     if query.include_all:
         returned.update({(tag,): None for tag in _all_of(resource)})
+    welcome = [tag for tag in RETURNED[resource] if tag in RARE]
     matches = dict(query.matches)
     for level, uid in fixed.items():
         if matches.pop((UNIQUE_KEY[level],), uid) != uid:
             raise BadRequest("a UID in the query contradicts the one in the path")
-    wanted = archive_query.Search(resource.level, fixed, matches, tuple(returned))
+    wanted = archive_query.Search(resource.level, fixed, matches, tuple(returned), welcome)
     try:
         archive_query.check(wanted)
     except ValueError as error:
