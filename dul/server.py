@@ -10,7 +10,7 @@ import contextlib
 import logging
 import ssl as ssl_module
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from dul import items, limits, pdu
@@ -52,7 +52,7 @@ class Server:
         self,
         handler: Handler,
         *,
-        ae_title: str,
+        ae_title: str | Collection[str],
         supported: TransferSyntaxPolicy = accept_all_storage,
         admit: Admission | None = None,
         timeouts: Timeouts | None = None,
@@ -60,7 +60,7 @@ class Server:
         artim: float = limits.ARTIM,
     ) -> None:
         self._handler = handler
-        self._ae_title = ae_title
+        self._ae_titles = frozenset((ae_title,) if isinstance(ae_title, str) else ae_title)
         self._supported = supported
         self._admit = admit
         self._timeouts = timeouts or Timeouts()
@@ -172,7 +172,7 @@ class Server:
             return pdu.AAssociateRJ(REJECTED_TRANSIENT, SOURCE_PROVIDER_PRESENTATION, REASON_LOCAL_LIMIT_EXCEEDED)
         if request.application_context != items.APPLICATION_CONTEXT:
             return _reject(REASON_APPLICATION_CONTEXT_NAME_NOT_SUPPORTED)
-        if request.called_ae_title != self._ae_title:
+        if request.called_ae_title not in self._ae_titles:
             return _reject(REASON_CALLED_AE_TITLE_NOT_RECOGNIZED)
         return self._admit(request, host) if self._admit is not None else None
 
@@ -206,7 +206,7 @@ async def serve(
     host: str,
     port: int,
     *,
-    ae_title: str,
+    ae_title: str | Collection[str],
     supported: TransferSyntaxPolicy = accept_all_storage,
     admit: Admission | None = None,
     timeouts: Timeouts | None = None,
@@ -216,7 +216,7 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """Listen as an application entity for as long as the `async with` lasts.
 
-    `ae_title` is the only called AE title that is taken. `admit` may reject a request by its contents and host.
+    `ae_title` is the only called AE title that is taken, or a collection of all of them. `admit` may reject a request by its contents and host.
     """
     server = Server(
         handler,

@@ -28,7 +28,7 @@ class Archives:
         if listen:
             self._server = dul.Server(
                 self.inbox,
-                ae_title=settings.proxy_server.aet,
+                ae_title={settings.proxy_server.aet, *(peer.local_aet for peer in settings.peers)},
                 admit=self.inbox.admit,
                 server_limits=dul.ServerLimits(connections=200, connections_per_host=100),
             )
