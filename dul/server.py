@@ -216,7 +216,8 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """Listen as an application entity for as long as the `async with` lasts.
 
-    `ae_title` is the only called AE title that is taken, or a collection of all of them. `admit` may reject a request by its contents and host.
+    `ae_title` is the only called AE title that is taken, or a collection of all of them. `admit` may reject a request
+    by its contents and host.
     """
     server = Server(
         handler,

@@ -73,6 +73,8 @@ class NotYet:
 NOT_YET: Final = (
     NotYet("proxyMode", "dicomweb", '"dimse": forwarding to a DICOMweb server is not in this version'),
     NotYet("ssl.enabled", True, "false: HTTPS is not in this version"),
+    # Or a site whose archive is reached over TLS would go on in clear text.
+    NotYet("dimseProxySettings.proxyServer.securityOptions", None, "left out: DICOM TLS is not in this version"),
     NotYet("enableCache", True),
     NotYet("cacheRetentionMinutes"),
     NotYet("cacheMaxSizeMB"),
