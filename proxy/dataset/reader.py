@@ -321,8 +321,7 @@ class _Reader:
         return self._unknown(tag, length, pos + 12, end, depth)
 
     def _unknown(self, tag: int, length: int, pos: int, end: int, depth: int) -> tuple[Element, int]:
-        """VR UN (PS3.5 6.2.2): what an archive writes for elements it does not know, or that outgrew two
-        bytes of length.
+        """VR UN (PS3.5 6.2.2), for what an archive did not know, or what outgrew two bytes of length.
 
         The value is that of Implicit VR Little Endian, so the dictionary tells what it is. In big endian
         nobody can say whether it was turned, and it stays UN.
