@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Final
 
 import dul
 from dul import uids
+from dul.channel import Channel
 from proxy.archive.errors import ArchiveBusyError, ArchiveError, from_dul
 from proxy.archive.optional import OptionalKeys
 from proxy.config_schema import Peer
@@ -34,6 +36,9 @@ QUEUE_SECONDS: Final = 30.0
 
 HEALTH_SECONDS: Final = 15.0
 """How long what is known of an archive's health holds before it is asked again."""
+
+NO_LIMIT_SECONDS: Final = 7 * 86400.0
+"""For a wait that is bounded elsewhere."""
 
 QUERY_CONTEXTS: Final = (dul.Context(uids.STUDY_ROOT_FIND),)
 MOVE_CONTEXTS: Final = (dul.Context(uids.STUDY_ROOT_MOVE),)
@@ -83,6 +88,7 @@ class Archive:
     _idle: deque[_Idle] = field(default_factory=deque)
     _queue: deque[asyncio.Future[None]] = field(default_factory=deque)
     _releases: set[asyncio.Task[None]] = field(default_factory=set)
+    _channels: weakref.WeakSet[Channel] = field(default_factory=weakref.WeakSet)  # an open socket keeps its own alive
     _checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -92,14 +98,14 @@ class Archive:
 
     @property
     def open_associations(self) -> int:
-        """Associations that are open or being opened, idle ones included."""
-        return self._busy + len(self._idle)
+        """Associations that are open, being opened or being released, idle ones included."""
+        return self._busy + len(self._idle) + len(self._releases)
 
-    def _timeouts(self) -> dul.Timeouts:
+    def _timeouts(self, contexts: Contexts) -> dul.Timeouts:
         t = self.peer.timeouts
-        return dul.Timeouts(
-            connect=t.connect, associate=t.associate, response=t.response, idle=t.idle, release=t.release
-        )
+        # What a C-MOVE brings comes by other associations: that its own is silent says nothing.
+        idle = NO_LIMIT_SECONDS if contexts is MOVE_CONTEXTS else t.idle
+        return dul.Timeouts(connect=t.connect, associate=t.associate, response=t.response, idle=idle, release=t.release)
 
     # --- the pool --------------------------------------------------------------------------------------------
 
@@ -134,13 +140,23 @@ class Archive:
             idle.timer.cancel()
             if idle.association.is_open:
                 return Lease(idle.association, reused=True)
-        while self._idle and self.open_associations > self.peer.max_associations:
-            idle = self._idle.popleft()
-            idle.timer.cancel()
-            await idle.association.release()
+        await self._make_room()
         peer = dul.Peer(self.peer.ip, self.peer.port, self.peer.aet, self.peer.local_aet)
-        association = await dul.open_association(peer, contexts, timeouts=self._timeouts())
+        association = await dul.open_association(peer, contexts, timeouts=self._timeouts(contexts))
+        self._channels.add(association.channel)
         return Lease(association, reused=False)
+
+    async def _make_room(self) -> None:
+        """Keep to `max_associations`: end idle ones, and wait until they are gone."""
+        while self.open_associations > self.peer.max_associations:
+            if self._idle:
+                idle = self._idle.popleft()
+                idle.timer.cancel()
+                self._release_idle(idle.association)
+            elif self._releases:
+                await asyncio.wait(self._releases, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                return
 
     async def _give_back(self, association: dul.Association, *, reusable: bool) -> None:
         if not reusable:
@@ -194,12 +210,21 @@ class Archive:
                 return
         self._busy -= 1
 
-    async def close(self) -> None:
-        """Release what is idle; associations in use end with their users."""
-        idle, self._idle = self._idle, deque()
-        for entry in idle:
-            entry.timer.cancel()
-        await asyncio.gather(*(entry.association.release() for entry in idle), *self._releases)
+    async def close(self, seconds: float) -> None:
+        """Release what is idle, and abort what is still open after `seconds`."""
+        while self._idle:
+            idle = self._idle.popleft()
+            idle.timer.cancel()
+            self._release_idle(idle.association)
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=seconds)
+        self.abort()
+        await asyncio.gather(*self._releases, *(channel.transport.wait_closed() for channel in self._channels))
+
+    def abort(self) -> None:
+        """Abort every association, whoever uses it."""
+        for channel in list(self._channels):
+            channel.abort()
 
     # --- how it fares ----------------------------------------------------------------------------------------
 
@@ -229,7 +254,9 @@ class Archive:
         """Bring `health` up to date, unless it was within the last `HEALTH_SECONDS`; never raises for a failure."""
         async with self._checking:
             last = max(self.health.last_success or 0.0, self.health.last_failure or 0.0)
-            if time.time() - last >= HEALTH_SECONDS:
+            # With every association in use, a C-ECHO would wait for one, and whoever asks for the health with it.
+            in_use = self._busy >= self.peer.max_associations and self.health.is_up is not None
+            if time.time() - last >= HEALTH_SECONDS and not in_use:
                 with contextlib.suppress(ArchiveError):
                     await self.echo()
 

@@ -17,13 +17,15 @@ import dul
 from dul import uids
 from proxy.archive.errors import ArchiveError, ArchiveFailedError, TooBroadError
 from proxy.archive.peers import Archive
-from proxy.dataset.dictionary import vr_of
+from proxy.archive.refilter import Refilter
+from proxy.dataset.dictionary import keyword_of, vr_of
 from proxy.dataset.levels import UNIQUE_KEY, Level, level_of
 from proxy.dataset.reader import DatasetError, Element, Limits, parse
 from proxy.dataset.values import first_value
 from proxy.dataset.writer import encode_identifier
 
 Path = tuple[int, ...]
+Unchecked = set[tuple[str, int]]
 
 QUERY_RETRIEVE_LEVEL: Final = 0x00080052
 MERGE_QUEUE: Final = 100
@@ -84,13 +86,19 @@ def _plan(search: Search) -> list[_Plan]:
             return is_last if found is None or found not in search.level.and_above else found is level
 
         matches = {path: value for path, value in search.matches.items() if belongs(path)}
-        returned = tuple(path for path in search.returned if belongs(path))
+        # Viewers ask for attributes of the series with each study; strict archives refuse such a C-FIND as a whole.
+        returned = tuple(path for path in search.returned if belongs(path) and not _is_below(search.level, path))
         # The unique key is among what is returned, but a fixed one needs no C-FIND to be known.
         wanted = [path for path in returned if path != (UNIQUE_KEY[level],)]
         if is_last or level not in search.fixed or matches or wanted:
             welcome = tuple(tag for tag in search.welcome if belongs((tag,)))
             plans.append(_Plan(level, matches, returned, welcome))
     return plans
+
+
+def _is_below(level: Level, path: Path) -> bool:
+    found = level_of(path[0])
+    return found is not None and found not in level.and_above
 
 
 def _value_combinations(matches: Mapping[Path, str]) -> list[dict[Path, str]]:
@@ -106,7 +114,14 @@ def _value_combinations(matches: Mapping[Path, str]) -> list[dict[Path, str]]:
 
 
 def check(search: Search) -> None:
-    """Raise ValueError, fit for a client, for a search that cannot be put into C-FINDs."""
+    """Raise ValueError, fit for a client, for a search that cannot be put into C-FINDs.
+
+    To match what belongs to a level below is refused: some archives then find nothing, some everything.
+    """
+    for path in search.matches:
+        if _is_below(search.level, path):
+            name = keyword_of(path[0]) or f"{path[0]:08X}"
+            raise ValueError(f"{name} is no attribute of the {search.level.value} level; search below it")
     for plan in _plan(search):
         for keys in _value_combinations(plan.matches):
             encode_identifier(keys, explicit=True)
@@ -122,8 +137,9 @@ class _Answer:
 class _Walk:
     """One search on one archive."""
 
-    def __init__(self, archive: Archive, search: Search) -> None:
+    def __init__(self, archive: Archive, search: Search, unchecked: Unchecked) -> None:
         self._archive = archive
+        self._unchecked = unchecked
         self._plans = _plan(search)
         self._fixed = search.fixed
 
@@ -195,12 +211,14 @@ class _Walk:
         def identifier(transfer_syntax: str) -> bytes:
             return encode_identifier(keys, explicit=transfer_syntax != uids.IMPLICIT_VR_LITTLE_ENDIAN)
 
+        refilter = Refilter(matches, self._archive.peer.default_character_set)
         async with contextlib.aclosing(self._archive.find(identifier)) as found:
             async for match in found:
                 answer = self._read(match, plan.level)
                 optional.learn(plan.level, welcome, answer.elements)
                 # An answer without its unique key is of no use, one with another is of an archive that ignores keys.
-                if answer.uid and (wanted is None or answer.uid in wanted):
+                if answer.uid and (wanted is None or answer.uid in wanted) and refilter.passes(answer.elements):
+                    self._unchecked.update((self._archive.name, tag) for tag in refilter.unchecked)
                     yield answer
 
 
@@ -210,10 +228,13 @@ class Results:
 
     Failures are complete once the first answer has come, or the end: only then is the first answer given. An
     archive that fails later fails the whole search, since an answer list cut short must not look whole.
+
+    `unchecked` names archives, and the keys whose matching was left to them because their answers hold no value.
     """
 
     answers: AsyncGenerator[Found, None]
     failures: list[ArchiveError]
+    unchecked: Unchecked
 
 
 def search(archives: Sequence[Archive], wanted: Search) -> Results:
@@ -222,9 +243,10 @@ def search(archives: Sequence[Archive], wanted: Search) -> Results:
     Raises `ArchiveError` from `answers` when no archive can answer.
     """
     failures: list[ArchiveError] = []
-    walks = [_Walk(archive, wanted).run() for archive in archives]
+    unchecked: Unchecked = set()
+    walks = [_Walk(archive, wanted, unchecked).run() for archive in archives]
     merged = walks[0] if len(walks) == 1 else _without_repeats(_merge(walks, failures), wanted.level)
-    return Results(merged, failures)
+    return Results(merged, failures, unchecked)
 
 
 async def _without_repeats(answers: AsyncGenerator[Found, None], level: Level) -> AsyncGenerator[Found, None]:

@@ -14,6 +14,7 @@ from proxy.archive import query as archive_query
 from proxy.archive.errors import ArchiveError
 from proxy.archive.optional import RARE
 from proxy.archive.query import Found, Path
+from proxy.dataset.dictionary import keyword_of
 from proxy.dataset.levels import SERIES_KEYS, STUDY_KEYS, UNIQUE_KEY, Level
 from proxy.dicomweb import dicomjson
 from proxy.dicomweb.accept import choose_query, parse_accept
@@ -133,17 +134,28 @@ async def _respond(
         if size >= WHOLE_ANSWER:
             return await _stream(request, pieces, texts, _headers(query, results))
     body = f"[{','.join(pieces)}]"
-    return web.Response(text=body, content_type="application/dicom+json", headers=_headers(query, results))
+    response = web.Response(text=body, content_type="application/dicom+json", headers=_headers(query, results))
+    # Sent before the C-FINDs are ended: an archive that ignores C-CANCEL would hold the answer back for seconds.
+    await response.prepare(request)
+    await response.write_eof()
+    return response
 
 
 def _headers(query: Query, results: archive_query.Results) -> dict[str, str]:
-    warnings = [f'299 dicomweb-proxy "no answer from {failure.archive}"' for failure in results.failures]
+    warnings = [f"no answer from {failure.archive}" for failure in results.failures]
+    warnings += [
+        f"{archive} may not have matched {keyword_of(tag) or f'{tag:08X}'}: its answers do not show it"
+        for archive, tag in sorted(results.unchecked)
+    ]
     if query.fuzzy:
-        warnings.append(
-            '299 dicomweb-proxy "The fuzzymatching parameter is not supported. '
-            'Only literal matching has been performed."'
-        )
-    return {"Warning": ", ".join(warnings)} if warnings else {}
+        warnings.append("The fuzzymatching parameter is not supported. Only literal matching has been performed.")
+    return {"Warning": ", ".join(f"299 dicomweb-proxy {_quoted(text)}" for text in warnings)} if warnings else {}
+
+
+def _quoted(text: str) -> str:
+    """A quoted-string of RFC 9110 5.6.4; headers are ASCII, and an archive may be called anything."""
+    escaped = text.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped.encode("ascii", "replace").decode()}"'
 
 
 async def _stream(

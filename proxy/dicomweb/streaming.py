@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
+import struct
 from typing import Final, NoReturn
 
 from aiohttp import web
@@ -16,6 +19,19 @@ CLIENT_STALL_SECONDS: Final = 120.0
 """How long a client may take none of what is written to it; the archive is held back meanwhile, and archives give up
 after some minutes themselves."""
 
+_BEGUN: Final = web.RequestKey("begun", bool)
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
+
+
+async def note_begun(request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: from now on `has_begun` is true."""
+    request[_BEGUN] = True
+
+
+def has_begun(request: web.Request) -> bool:
+    """Tell whether an answer has begun to be sent, so that there cannot be another."""
+    return _BEGUN in request
+
 
 def cut(request: web.Request, error: Exception) -> NoReturn:
     """Cut the connection of an answer that has begun, so that no client takes it for complete.
@@ -24,8 +40,18 @@ def cut(request: web.Request, error: Exception) -> NoReturn:
     """
     logger.warning("an answer was cut short: %s", error)
     if request.transport is not None:
-        request.transport.abort()
+        reset(request.transport)
     raise Truncated from error
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close a connection by RST, dropping what has not gone out."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        # Without this, the kernel ends what abort() closes in the orderly way, by FIN.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    transport.abort()
 
 
 async def write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:

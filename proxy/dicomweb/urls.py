@@ -28,6 +28,8 @@ def base_url(request: web.Request) -> str:
     sockname = request.transport.get_extra_info("sockname") if request.transport is not None else None
     local_host, local_port = (sockname or ("localhost", 80))[:2]
     match = _HOST.fullmatch(request.headers.get("Host", ""))
+    if match and match["port"] and not 0 < int(match["port"]) <= 65535:
+        match = None
     name = match["name"] if match else (f"[{local_host}]" if ":" in local_host else local_host)
     port = int(match["port"]) if match and match["port"] else local_port
     suffix = "" if port == _DEFAULT_PORTS.get(request.scheme) else f":{port}"
