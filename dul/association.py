@@ -443,7 +443,11 @@ async def _connect(channel: Channel, peer: Peer, ssl: ssl_module.SSLContext | No
         async with asyncio.timeout(seconds):
             await loop.create_connection(lambda: channel.transport, peer.host, peer.port, ssl=ssl)
     except TimeoutError:
+        channel.transport.give_up()
         raise PeerTimeout("TCP connection", seconds) from None
+    except asyncio.CancelledError:
+        channel.transport.give_up()
+        raise
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
         raise ConnectError(f"no connection to {peer.host} port {peer.port}: {_reason(error)}") from error
 

@@ -403,6 +403,7 @@ class Channel:
             self.abort()
         except BaseException:
             self.abort()
+            await self.transport.wait_closed()  # bounded, and a task that is cancelled leaves no socket
             raise
         await self.transport.wait_closed()
 

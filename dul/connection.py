@@ -168,11 +168,18 @@ class Connection:
         return self._pdu_received(_PDU_EVENTS[type(decoded)], decoded)
 
     def _pdu_received(self, event: Event, content: pdu.PDU | Fragment | RemoteProtocolError) -> list[ConnectionEvent]:
-        if isinstance(content, RemoteProtocolError) and self.peer_error is None:
-            self.peer_error = content
+        if self.peer_error is None:
+            self.peer_error = self._breach(event, content)
         if self._state in (State.Sta1, State.Sta4):
             return []  # the transport is closing; what is still in its buffers concerns nobody
         return self._do(event, content)
+
+    def _breach(self, event: Event, content: pdu.PDU | Fragment | RemoteProtocolError) -> RemoteProtocolError | None:
+        if isinstance(content, RemoteProtocolError):
+            return content
+        if self._state is State.Sta2 and event not in (Event.ASSOCIATE_RQ_PDU, Event.ABORT_PDU):
+            return _unexpected(event)
+        return None
 
     # --- the user's side -------------------------------------------------------------------------------------
 
@@ -277,6 +284,9 @@ def _indication(
         case _ if event is Event.TRANSPORT_CLOSED:
             indication = ProviderAbortIndication(None)
         case _:
-            error = RemoteProtocolError(f"an unexpected PDU (Evt{event.value})", ABORT_UNEXPECTED_PDU)
-            indication = ProviderAbortIndication(error)
+            indication = ProviderAbortIndication(_unexpected(event))
     return indication
+
+
+def _unexpected(event: Event) -> RemoteProtocolError:
+    return RemoteProtocolError(f"an unexpected PDU (Evt{event.value})", ABORT_UNEXPECTED_PDU)

@@ -67,8 +67,9 @@ class Framer:
 
     @property
     def mid_control_pdu(self) -> bool:
-        """True while a header, or a PDU other than P-DATA-TF, has begun and is not whole."""
-        return bool(self._header) or self._body is not None
+        """True while a header, or a PDU other than P-DATA-TF, has begun and is not whole; also between the header of
+        a P-DATA-TF PDU and that of the value in it."""
+        return bool(self._header) or self._body is not None or (self._pdu_left > 0 and not self._pdv_left)
 
     def feed(self, data: memoryview) -> list[Frame]:
         """The frames that `data` completes or continues, in order. Never raises."""

@@ -88,3 +88,9 @@ CANCEL_TIMEOUT: Final = 2.0
 
 MAX_CONNECTIONS: Final = 100
 MAX_CONNECTIONS_PER_HOST: Final = 20
+
+LISTEN_BACKLOG: Final = 128
+"""Connections that the kernel keeps until they are accepted, and that are accepted in one go."""
+
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds without accepting, when there are no descriptors or no memory for another connection."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl as ssl_module
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
@@ -28,6 +29,7 @@ from dul.errors import (
     RemoteProtocolError,
     describe_rejection,
 )
+from dul.listener import Listener
 from dul.negotiation import TransferSyntaxPolicy, accept_all_storage, answer_request, send_limit
 from dul.services import Handler, Services
 
@@ -39,7 +41,10 @@ Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | None]
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """How many connections a server holds; those beyond are rejected with "local limit exceeded"."""
+    """How many connections with an association a server holds; further ones are rejected: "local limit exceeded".
+
+    Twice as many connections are held at most, with or without an association; those beyond are closed unheard.
+    """
 
     connections: int = limits.MAX_CONNECTIONS
     connections_per_host: int = limits.MAX_CONNECTIONS_PER_HOST
@@ -66,10 +71,13 @@ class Server:
         self._timeouts = timeouts or Timeouts()
         self._limits = server_limits or ServerLimits()
         self._artim = artim
-        self._listener: asyncio.Server | None = None
+        self._ssl: ssl_module.SSLContext | None = None
+        self._listener: Listener | None = None
         self._port = 0
         self._channels: set[Channel] = set()
-        self._hosts: Counter[str] = Counter()
+        self._hosts: Counter[str] = Counter()  # connections by address, from accept to the end
+        self._admitted: set[Channel] = set()
+        self._arriving: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -86,59 +94,79 @@ class Server:
     @property
     def connection_count(self) -> int:
         """Open connections, with or without an association."""
-        return len(self._channels)
+        return self._hosts.total()
 
     async def start(self, host: str, port: int, ssl: ssl_module.SSLContext | None = None) -> None:
         """Listen; `OSError` when the address cannot be had. Port 0 takes any free one."""
-        loop = asyncio.get_running_loop()
-        # The ARTIM timer starts when there is an upper layer connection: with TLS, only after the handshake.
-        handshake = min(self._artim, limits.CONNECT_TIMEOUT) if ssl is not None else None
-        self._listener = await loop.create_server(
-            self._accept, host, port, ssl=ssl, ssl_handshake_timeout=handshake, backlog=128
-        )
-        self._port = int(self._listener.sockets[0].getsockname()[1])
+        self._ssl = ssl
+        self._listener = Listener(self._arrived)
+        await self._listener.open(host, port)
+        self._port = self._listener.port
 
     async def close(self, drain: float = 0.0) -> None:
         """Listen no more, give associations `drain` seconds to end by themselves, then abort them."""
         self._closing = True
         if self._listener is not None:
             self._listener.close()
-        if self._tasks and drain > 0:
-            await asyncio.wait(self._tasks, timeout=drain)
-        for channel in list(self._channels):
-            channel.abort()
-        for task in list(self._tasks):
-            task.cancel()
+        await asyncio.sleep(0)  # those that arrived last have begun, and can be ended
+        for arriving in list(self._arriving):
+            arriving.cancel()
+        await asyncio.gather(*self._arriving, return_exceptions=True)
+        try:
+            if self._tasks and drain > 0:
+                await asyncio.wait(self._tasks, timeout=drain)
+        finally:
+            for channel in list(self._channels):
+                channel.abort()
+            for task in list(self._tasks):
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(channel.transport.wait_closed() for channel in self._channels))
 
     # --- one connection --------------------------------------------------------------------------------------
 
-    def _accept(self) -> asyncio.BaseProtocol:
+    def _arrived(self, accepted: socket.socket, host: str) -> None:
+        # A rejection needs a request to be read first; beyond twice a cap not even that is waited for.
+        caps = self._limits
+        if self._hosts.total() >= 2 * caps.connections or self._hosts[host] >= 2 * caps.connections_per_host:
+            accepted.close()
+            return
+        self._hosts[host] += 1
+        task = asyncio.get_running_loop().create_task(self._establish(accepted, host))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _establish(self, accepted: socket.socket, host: str) -> None:
         channel = Channel(Connection(requestor=False), self._timeouts, artim=self._artim)
         channel.on_associate = lambda request: self._associate(channel, request)
-        channel.on_connected = lambda: self._connected(channel)
-        channel.on_closed = lambda: self._closed(channel)
-        return channel.transport
+        channel.on_connected = lambda: self._channels.add(channel)
+        channel.on_closed = lambda: self._closed(channel, host)
+        # The ARTIM timer starts when there is a transport connection: with TLS, only after the handshake.
+        handshake = min(self._artim, limits.CONNECT_TIMEOUT) if self._ssl is not None else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: channel.transport, accepted, ssl=self._ssl, ssl_handshake_timeout=handshake
+            )
+        except asyncio.CancelledError:
+            channel.transport.give_up()
+            raise
+        except ConnectionResetError:
+            pass  # it left within the handshake, as some health checks do
+        except OSError as error:
+            logger.warning("no TLS connection with %s: %s", host, error)
+        finally:
+            if not channel.transport.opened:
+                self._forget(host)
 
-    def _connected(self, channel: Channel) -> None:
-        host = channel.transport.peer_host
-        self._channels.add(channel)
-        self._hosts[host] += 1
-        # A rejection needs a request to be read first; beyond twice a cap not even that is waited for.
-        if (
-            self._closing
-            or len(self._channels) > 2 * self._limits.connections
-            or self._hosts[host] > 2 * self._limits.connections_per_host
-        ):
-            channel.transport.close()
-
-    def _closed(self, channel: Channel) -> None:
-        self._channels.discard(channel)
-        host = channel.transport.peer_host
+    def _forget(self, host: str) -> None:
         self._hosts[host] -= 1
         if self._hosts[host] <= 0:
             del self._hosts[host]
+
+    def _closed(self, channel: Channel, host: str) -> None:
+        self._channels.discard(channel)
+        self._admitted.discard(channel)
+        self._forget(host)
         if channel.peer_error is not None:
             logger.warning("connection from %s broke off: %s", host, channel.peer_error)
 
@@ -160,6 +188,7 @@ class Server:
             return
         answer, contexts = answer_request(request, self._supported)
         channel.accept(answer, contexts)
+        self._admitted.add(channel)
         task = asyncio.get_running_loop().create_task(self._serve(channel, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -167,7 +196,8 @@ class Server:
 
     def _check(self, channel: Channel, request: pdu.AAssociateRQ) -> pdu.AAssociateRJ | None:
         host = channel.transport.peer_host
-        over = len(self._channels) > self._limits.connections or (self._hosts[host] > self._limits.connections_per_host)
+        of_host = sum(other.transport.peer_host == host for other in self._admitted)
+        over = len(self._admitted) >= self._limits.connections or of_host >= self._limits.connections_per_host
         if over or self._closing:
             return pdu.AAssociateRJ(REJECTED_TRANSIENT, SOURCE_PROVIDER_PRESENTATION, REASON_LOCAL_LIMIT_EXCEEDED)
         if request.application_context != items.APPLICATION_CONTEXT:

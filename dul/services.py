@@ -30,6 +30,10 @@ from dul.negotiation import Context, find_context
 logger = logging.getLogger("dul")
 
 
+_MATCHES_AT_ONCE = 16
+"""Sending does not wait while there is room: after so many matches the event loop gets to read a C-CANCEL."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A C-FIND, C-MOVE or C-GET request."""
@@ -190,13 +194,16 @@ class Services:
         request = await self._request(message)
         matches = self._handler.on_find(request)
         pending = response_to(message.command, dimse.PENDING, data_set=True)
+        sent = 0
         async with contextlib.aclosing(matches):
             async for identifier in matches:
                 if self._channel.cancel_requested(request.message_id):
                     await self._respond(message, dimse.CANCEL)
                     return
                 await self._channel.send(message.context.context_id, pending, identifier)
-                await asyncio.sleep(0)  # sending does not wait while there is room, and a C-CANCEL must be read
+                sent += 1
+                if sent % _MATCHES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
         await self._respond(message, dimse.SUCCESS)
 
     async def _request(self, message: Message) -> Request:

@@ -94,12 +94,14 @@ class Transport(asyncio.BufferedProtocol):
         return False  # a half-closed association is of no use: close, and connection_lost follows
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._closed.done():
+            return  # `give_up` has said so
+        self._closed.set_result(None)
+        self._buffer = memoryview(b"")  # or it would stay until cyclic garbage is looked for
         for timer in (self._timer, self._pdu_timer, self._close_timer):
             if timer is not None:
                 timer.cancel()
         events = self._connection.disconnected()
-        if not self._closed.done():
-            self._closed.set_result(None)
         self.resume_writing()
         if events:
             self._receiver.events_received(events)
@@ -115,6 +117,21 @@ class Transport(asyncio.BufferedProtocol):
 
     # --- for the layer above ---------------------------------------------------------------------------------
 
+    @property
+    def opened(self) -> bool:
+        """True once the socket was open, also after it was closed."""
+        return self._transport is not None
+
+    def give_up(self) -> None:
+        """Connecting was cancelled, and the event loop closes the socket; uvloop does so without a word."""
+        if self._transport is not None:
+            self.connection_lost(None)
+
+    @property
+    def _open_transport(self) -> asyncio.Transport | None:
+        transport = self._transport
+        return None if transport is None or self._closed.done() or transport.is_closing() else transport
+
     async def wait_closed(self) -> None:
         """Return when the socket, if there ever was one, is gone; bounded, since every way to close has a timer."""
         if self._transport is not None:
@@ -122,23 +139,23 @@ class Transport(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Let TCP hold the peer back; may be called twice."""
-        if not self._reading_paused and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        if not self._reading_paused and (transport := self._open_transport) is not None:
+            transport.pause_reading()
             self._reading_paused = True
             self._watch_pdu()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; may be called twice."""
-        if self._reading_paused and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if self._reading_paused and (transport := self._open_transport) is not None:
+            transport.resume_reading()
             self._reading_paused = False
             self._watch_pdu()
 
     def write(self, buffers: list[bytes | memoryview]) -> None:
         """Write what belongs to one message with one call; `ConnectionLost` when there is nothing to write to."""
-        if self._transport is None or self._transport.is_closing():
+        if (transport := self._open_transport) is None:
             raise ConnectionLost("the connection is closed")
-        self._transport.writelines(buffers)
+        transport.writelines(buffers)
 
     async def drain(self, seconds: float) -> None:
         """Wait until the peer has read enough to go on; `PeerTimeout` after `seconds` without any."""
@@ -153,10 +170,10 @@ class Transport(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Carry out what the connection wants after a call to it: bytes, the ARTIM timer, closing."""
-        transport, connection = self._transport, self._connection
-        if transport is None:
+        connection = self._connection
+        if self._transport is None or self._closed.done():
             return
-        if (data := connection.data_to_send()) and not transport.is_closing():
+        if (data := connection.data_to_send()) and (transport := self._open_transport) is not None:
             transport.write(data)
         if connection.must_close:
             self.close()

@@ -52,14 +52,27 @@ COMPRESSED: Final = (
     "1.2.840.10008.1.2.4.112",  # JPEG XL
     "1.2.840.10008.1.2.8.1",  # Deflated Image Frame Compression
 )
-"""Encapsulated transfer syntaxes (PS3.5 A.4), the common ones first."""
+"""Encapsulated transfer syntaxes (PS3.5 A.4) worth proposing, the common ones first."""
+
+_RARE: Final = (
+    "1.2.840.10008.1.2.4.100.1",  # the MPEG ones again, fragmentable
+    "1.2.840.10008.1.2.4.101.1",
+    "1.2.840.10008.1.2.4.102.1",
+    "1.2.840.10008.1.2.4.103.1",
+    "1.2.840.10008.1.2.4.104.1",
+    "1.2.840.10008.1.2.4.105.1",
+    "1.2.840.10008.1.2.4.106.1",
+    "1.2.840.10008.1.2.1.98",  # Encapsulated Uncompressed Explicit VR Little Endian
+)
 
 ALL_TRANSFER_SYNTAXES: Final = (
     *UNCOMPRESSED,
     *COMPRESSED,
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
+    *_RARE,
 )
+"""All that a storage SCP can be sent: what is not retired, save the JPIP and SMPTE ones, whose pixels are elsewhere."""
 
 _DICOM_ROOT = "1.2.840.10008."
 _STORAGE_PREFIXES = (

@@ -492,3 +492,13 @@ def test_no_state_raises_whatever_arrives(situation: tuple[State, bool], stream:
     connection.disconnected()
     assert connection.state is State.Sta1
     assert not connection.artim_running
+
+
+@pytest.mark.parametrize("unexpected", [AReleaseRQ(), AReleaseRP(), AAssociateRJ(1, 1, 1)])
+def test_what_comes_in_place_of_an_association_request_is_remembered(unexpected: pdu.PDU) -> None:
+    """Table 9-10 gives no indication of it in Sta2, and an operator wants to know why a connection was closed."""
+    connection = Connection(requestor=False)
+    connection.connected()
+    assert connection.receive_data(memoryview(pdu.encode(unexpected))) == []
+    assert connection.peer_error is not None
+    assert "unexpected PDU" in str(connection.peer_error)

@@ -161,7 +161,7 @@ def test_mid_control_pdu() -> None:
     for step, expected in ((REAL_PDUS[0][:1], True), (REAL_PDUS[0][1:100], True), (REAL_PDUS[0][100:], False)):
         framer.feed(memoryview(step))
         assert framer.mid_control_pdu is expected
-    for step, expected in ((ECHO_PDU[:6], False), (ECHO_PDU[6:8], True), (ECHO_PDU[8:20], False)):
+    for step, expected in ((ECHO_PDU[:6], True), (ECHO_PDU[6:8], True), (ECHO_PDU[8:20], False)):
         framer.feed(memoryview(step))
         assert framer.mid_control_pdu is expected
 
