@@ -14,8 +14,9 @@ from proxy.archive.archives import Archives
 from proxy.config_schema import Config
 from proxy.dicomweb import qido, wado
 from proxy.dicomweb.attributes import Resource
-from proxy.dicomweb.errors import error_response, response_for
+from proxy.dicomweb.errors import Truncated, error_response, response_for
 from proxy.dicomweb.keys import ARCHIVES, PUBLIC_URL
+from proxy.dicomweb.streaming import has_begun, note_begun, reset
 from proxy.security.cors import set_up_cors
 from proxy.web import health, page
 
@@ -44,15 +45,18 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every failure as JSON, every unexpected one logged with its traceback and answered without it."""
     try:
         return await handler(request)
-    except ConnectionError:
-        raise  # the client is gone, or was cut off on purpose
     except Exception as error:
+        gone = request.transport is None or request.transport.is_closing()
+        if gone and isinstance(error, ConnectionError | Truncated):
+            return web.Response()  # for nobody: the client has left, or was cut off on purpose
         response = response_for(error)
         if response is None:
             logger.exception(
                 "%s failed", request.match_info.route.resource and request.match_info.route.resource.canonical
             )
             response = error_response(500, "the proxy failed for a reason of its own; its log says more")
+        if has_begun(request) and request.transport is not None:
+            reset(request.transport)  # no second answer behind the first
         return response
 
 
@@ -69,5 +73,6 @@ def build_app(config: Config, archives: Archives) -> web.Application:
             app.router.add_get(path, handler, allow_head=False)
         else:
             app.router.add_route(method, path, handler)
+    app.on_response_prepare.append(note_begun)
     set_up_cors(app, config.cors)
     return app

@@ -10,8 +10,7 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
-from logging.handlers import WatchedFileHandler
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,8 +18,9 @@ from proxy import __version__
 from proxy.archive.errors import ArchiveError
 from proxy.archive.peers import Archive
 from proxy.config import ConfigError, find_config, load_config
-from proxy.config_schema import Config
-from proxy.service import StartError, serve_until_stopped
+from proxy.config_schema import Config, Peer
+from proxy.logs import set_up_logging
+from proxy.service import StartError, check_supported, serve_until_stopped
 
 _Result = TypeVar("_Result")
 
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m proxy", description="DICOMweb in front of a DIMSE archive")
+    prog = "python -m proxy" if Path(sys.argv[0]).name == "__main__.py" else None  # else the name of the script
+    parser = argparse.ArgumentParser(prog=prog, description="DICOMweb in front of a DIMSE archive")
     parser.add_argument("--version", action="version", version=f"dicomweb-proxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     with_config = argparse.ArgumentParser(add_help=False)
@@ -71,51 +72,55 @@ def _load(options: argparse.Namespace) -> Config:
     config = load_config(path)
     for warning in config.warnings:
         print(f"{path}: warning: {warning}", file=sys.stderr)
+    check_supported(config)
     return config
 
 
 def _run(options: argparse.Namespace) -> int:
     config = _load(options)
-    _set_up_logging(config)
+    try:
+        set_up_logging(config.log_level, config.log_dir)
+    except OSError as error:
+        raise StartError(f"cannot write the log (key: logDir) at {error.filename}: {error.strerror}") from error
     run_loop(serve_until_stopped(config))
     return EXIT_OK
 
 
 def _check_config(options: argparse.Namespace) -> int:
     config = _load(options)
-    if config.unsupported:
-        raise StartError("\n".join(str(problem) for problem in config.unsupported))
-    print(
-        f"the configuration is valid: {config.proxy_mode} mode, {len(config.dimse.peers) if config.dimse else 0} peers"
-    )
+    assert config.dimse is not None
+    count = len(config.dimse.peers)
+    print(f"the configuration is valid: {config.proxy_mode} mode, {count} archive{'' if count == 1 else 's'}")
     return EXIT_OK
 
 
 def _echo(options: argparse.Namespace) -> int:
     config = _load(options)
     assert config.dimse is not None
-    archives = [Archive(peer) for peer in config.dimse.peers]
-    results = run_loop(_echo_all(archives))
-    for line in results.values():
+    logging.getLogger().addHandler(logging.NullHandler())  # what would be logged is printed below
+    outcomes = run_loop(_echo_all(config.dimse.peers))
+    for _, line in outcomes:
         print(line)
-    return EXIT_OK if all(line.endswith("ms") for line in results.values()) else EXIT_NO_ANSWER
+    return EXIT_OK if all(answers for answers, _ in outcomes) else EXIT_NO_ANSWER
 
 
-async def _echo_all(archives: list[Archive]) -> dict[str, str]:
-    lines: dict[str, str] = {}
-    for archive in archives:
-        try:
-            seconds = await archive.echo()
-            lines[archive.name] = f"{archive.name}: answers in {seconds * 1000:.0f} ms"
-        except ArchiveError as error:
-            lines[archive.name] = str(error)
-    return lines
+async def _echo_all(peers: Iterable[Peer]) -> list[tuple[bool, str]]:
+    return await asyncio.gather(*(_echo_one(Archive(peer)) for peer in peers))
+
+
+async def _echo_one(archive: Archive) -> tuple[bool, str]:
+    """Whether it answers, and what to say of it."""
+    try:
+        seconds = await archive.echo()
+    except ArchiveError as error:
+        return False, str(error)
+    return True, f"{archive.name}: answers in {seconds * 1000:.0f} ms"
 
 
 def _demo(options: argparse.Namespace) -> int:
     from proxy.demo.run import run_demo
 
-    _set_up_logging(None)
+    set_up_logging()
     run_loop(run_demo(options.port, options.folder))
     return EXIT_OK
 
@@ -128,18 +133,3 @@ def run_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
-
-
-def _set_up_logging(config: Config | None) -> None:
-    """To stderr, where the journal takes it, and to a file in `logDir` where that is set."""
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if config is not None and config.log_dir is not None:
-        config.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = config.log_dir / "dicomweb-proxy.log"
-        path.touch(mode=0o600)
-        handlers.append(WatchedFileHandler(path))
-    logging.basicConfig(
-        level=config.log_level if config is not None else "INFO",
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=handlers,
-    )

@@ -249,7 +249,7 @@ class Timeouts(Section):
 
     `connect` bounds the TCP connection, `associate` the answer to A-ASSOCIATE-RQ, `release` that to
     A-RELEASE-RQ, `response` that to a DIMSE request, `idle` silence within a running operation, `retrieve` a
-    whole retrieval.
+    retrieval in which nothing arrives, whatever the archive says meanwhile.
     """
 
     connect: Seconds = 5.0

@@ -43,12 +43,16 @@ class Archives:
         if self._server is not None:
             await self._server.start(self._settings.proxy_server.ip, self._settings.proxy_server.port)
 
-    async def close(self) -> None:
-        """End every association."""
+    async def close(self, seconds: float) -> None:
+        """Listen no more and end every association, by release where that takes no longer than `seconds`."""
         if self._server is not None:
             await self._server.close()
+        await asyncio.gather(*(archive.close(seconds) for archive in self.archives))
+
+    def abort(self) -> None:
+        """Abort every association to an archive: requests that use one end at once."""
         for archive in self.archives:
-            await archive.close()
+            archive.abort()
 
     async def check_all(self) -> None:
         """Bring the archives' health up to date, by C-ECHO where they were not used lately."""

@@ -46,11 +46,40 @@ def set_up_cors(app: web.Application, cors: Cors) -> None:
         for origin in cors.allowed_origins
     }
     setup = aiohttp_cors.setup(app, defaults=defaults)
-    for route in list(app.router.routes()):
-        setup.add(route)
-    app.on_response_prepare.append(_vary_by_origin)
+    for resource in list(app.router.resources()):
+        setup.add(resource)  # not its routes: aiohttp-cors takes their methods for allowed, whatever `methods` says
+    app.on_response_prepare.append(_Rest(cors).complete)
 
 
-async def _vary_by_origin(request: web.Request, response: web.StreamResponse) -> None:
-    # Or a shared cache would give one origin's answer to another.
-    response.headers.add("Vary", "Origin")
+class _Rest:
+    """What aiohttp-cors leaves out."""
+
+    def __init__(self, cors: Cors) -> None:
+        self._origins = frozenset(cors.allowed_origins)
+        self._credentials = cors.credentials
+
+    async def complete(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add to the headers of a response that is about to be sent."""
+        headers = response.headers
+        # Or a shared cache would give one origin's answer to another.
+        headers.add("Vary", "Origin")
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        if request.method == "OPTIONS":
+            self._allow_private_network(request, origin, response)
+        elif "Access-Control-Allow-Origin" not in headers and (origin in self._origins or "*" in self._origins):
+            # An unknown path or a wrong method: without these, a web page is not told so.
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = ",".join(EXPOSED_HEADERS)
+            if self._credentials and origin in self._origins - {"*"}:
+                headers["Access-Control-Allow-Credentials"] = "true"
+
+    def _allow_private_network(self, request: web.Request, origin: str, response: web.StreamResponse) -> None:
+        """Answer a public page's preflight for a private address (Private Network Access).
+
+        Only to origins that are listed: a wildcard is no wish to be called from the whole of the internet.
+        """
+        asked = request.headers.get("Access-Control-Request-Private-Network") == "true"
+        if asked and origin in self._origins - {"*"} and "Access-Control-Allow-Origin" in response.headers:
+            response.headers["Access-Control-Allow-Private-Network"] = "true"
