@@ -59,18 +59,13 @@ class Inbox(dul.Handler):
 
     def _find(self, store: dul.IncomingStore, info: InstanceInfo) -> Retrieval | None:
         named = self._expected.get(store.move_originator_message_id or 0)
-        if named is not None and named.target.covers(info) and self._may_send(named, store):
-            return named
-        if info.study is None:
-            return None
-        candidates = [
-            retrieval
-            for retrieval in self._expected.values()
-            if retrieval.target.covers(info) and self._may_send(retrieval, store)
-        ]
+        candidates = [] if named is None else [named]
+        if info.study is not None:
+            candidates += self._expected.values()
+        fitting = [each for each in candidates if each.target.covers(info) and self._may_send(each, store)]
         # Of equal claims, the oldest that lacks it: parallel moves of the same series each send it once.
-        lacking = [retrieval for retrieval in candidates if info.key not in retrieval.arrived]
-        return next(iter(lacking or candidates), None)
+        lacking = [retrieval for retrieval in fitting if not retrieval.has(info)]
+        return next(iter(lacking or fitting), None)
 
     @staticmethod
     def _may_send(retrieval: Retrieval, store: dul.IncomingStore) -> bool:

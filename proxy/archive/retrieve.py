@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import dul
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 PENDING_LIMIT: Final = 8 * 1024 * 1024
 """Unread bytes of one retrieval at which no further instance is begun."""
+
+PENDING_INSTANCES: Final = 64
+"""Unread instances at which no further one is begun: small ones cost more in objects than in bytes."""
 
 ARRIVAL_GRACE_SECONDS: Final = 5.0
 """How long to wait, after the final response, for C-STOREs that are still to come, since the last one."""
@@ -100,6 +103,7 @@ class Retrieval:
         self.target = target
         self.arrived: set[tuple[str, str]] = set()
         """Series (empty where not known) and SOP instance UIDs received whole: the latter alone may repeat."""
+        self._taken = 0  # C-STOREs that were answered with Success
         self._queue: deque[ArrivingInstance] = deque()
         self._arriving: set[ArrivingInstance] = set()
         self._current: ArrivingInstance | None = None
@@ -112,13 +116,23 @@ class Retrieval:
     # --- what arrives ----------------------------------------------------------------------------------------
 
     async def take(self, store: dul.IncomingStore, info: InstanceInfo, head: list[bytes]) -> None:
-        """Take an instance whose first chunks are `head`; returns when its last byte is in the buffer."""
-        await self._wait_for_room()
+        """Take an instance whose first chunks are `head`; returns when its last byte is in the buffer.
+
+        One that is here already is dropped: some archives send what they take for failed again.
+        """
+        if self.has(info):
+            async for _ in store:
+                pass
+            self._taken += 1
+            self._progressed()
+            return
         instance = ArrivingInstance(info)
         self._arriving.add(instance)
-        self._queue.append(instance)
         self._progressed()
         try:
+            await self._wait_for_room()
+            self._queue.append(instance)
+            self._changed.set()
             for chunk in head:
                 await instance.put(chunk)
             async for chunk in store:
@@ -126,6 +140,7 @@ class Retrieval:
                 self._last_progress = asyncio.get_running_loop().time()
             instance.finish()
             self.arrived.add(info.key)
+            self._taken += 1
         except dul.DulError as error:
             instance.fail(from_dul(error, self.archive.name))
             raise
@@ -135,14 +150,24 @@ class Retrieval:
             self._progressed()
 
     async def _wait_for_room(self) -> None:
-        while self._queue and self._unread() >= PENDING_LIMIT:
+        while self._is_full and self._error is None:
             await self._next_change()
         if self._error is not None:
             raise self._error
 
-    def _unread(self) -> int:
+    def has(self, info: InstanceInfo) -> bool:
+        """True when that instance has arrived, or is arriving; False where its UIDs do not tell."""
+        if not info.sop_instance_uid or info.series is None:
+            return False
+        return info.key in self.arrived or any(instance.info.key == info.key for instance in self._arriving)
+
+    @property
+    def _is_full(self) -> bool:
+        if not self._queue:
+            return False
         current = self._current.unread if self._current is not None else 0
-        return current + sum(instance.unread for instance in self._queue)
+        unread = current + sum(instance.unread for instance in self._queue)
+        return unread >= PENDING_LIMIT or len(self._queue) >= PENDING_INSTANCES
 
     def _progressed(self) -> None:
         self._last_progress = asyncio.get_running_loop().time()
@@ -156,9 +181,7 @@ class Retrieval:
     def is_held_back(self) -> bool:
         """True while the archive has to wait for the reader."""
         waiting = (self._current, *self._queue)
-        return any(instance is not None and instance.is_held_back for instance in waiting) or (
-            self._unread() >= PENDING_LIMIT
-        )
+        return self._is_full or any(instance is not None and instance.is_held_back for instance in waiting)
 
     # --- the reader's side -----------------------------------------------------------------------------------
 
@@ -226,11 +249,11 @@ class Retrieval:
             raise
 
     async def _with_progress(self, work: Awaitable[None]) -> None:
-        """Await `work` as long as something arrives at least every `retrieve` seconds.
+        """Await `work` as long as something arrives at least every `retrieve` (or `idle`, if less) seconds.
 
         Time in which the archive is held back by a slow reader does not count.
         """
-        seconds = self.archive.peer.timeouts.retrieve
+        seconds = min(self.archive.peer.timeouts.retrieve, self.archive.peer.timeouts.idle)
         try:
             async with asyncio.timeout(seconds) as bound:
                 self._extend(bound, seconds)
@@ -242,6 +265,8 @@ class Retrieval:
                 self._extension.cancel()
 
     def _extend(self, bound: asyncio.Timeout, seconds: float) -> None:
+        if bound.expired():
+            return  # what is left is to end the operation in good order
         loop = asyncio.get_running_loop()
         if self.is_held_back:
             self._last_progress = loop.time()
@@ -249,24 +274,26 @@ class Retrieval:
         self._extension = loop.call_later(seconds / 4, self._extend, bound, seconds)
 
     async def _move(self, inbox: Inbox) -> None:
-        async with self.archive.lease(MOVE_CONTEXTS) as lease:
-            operation = lease.association.move(self.target.identifier, destination=self.archive.peer.local_aet)
-            inbox.expect(operation.message_id, self)
-            try:
-                async for _ in operation:
-                    self._progressed()
-                await self._wait_for_stragglers(operation.progress)
-            finally:
-                inbox.forget(operation.message_id)
-        await self._check_complete(operation.progress)
+        with contextlib.ExitStack() as expecting:
+            async with self.archive.lease(MOVE_CONTEXTS) as lease:
+                operation = lease.association.move(self.target.identifier, destination=self.archive.peer.local_aet)
+                inbox.expect(operation.message_id, self)
+                expecting.callback(inbox.forget, operation.message_id)
+                counters = operation.progress
+                async for progress in operation:
+                    if progress != counters:  # some archives send the same for ever
+                        self._progressed()
+                    counters = progress
+            await self._wait_for_stragglers(_sent(counters) or 0)
+            if _sent(counters) is None and (missing := await self._count_missing()):
+                await self._wait_for_stragglers(self._taken + missing)
+        await self._check_complete(counters)
 
-    async def _wait_for_stragglers(self, progress: dul.Progress) -> None:
+    async def _wait_for_stragglers(self, expected: int) -> None:
         """Some archives send the final response before the last C-STORE, or over other associations."""
-        expected = (progress.completed or 0) + (progress.warning or 0)
-        deadline = ARRIVAL_GRACE_SECONDS
-        while self._arriving or len(self.arrived) < expected:
+        while self._arriving or self._taken < expected:
             try:
-                async with asyncio.timeout(None if self._arriving else deadline):
+                async with asyncio.timeout(None if self._arriving else ARRIVAL_GRACE_SECONDS):
                     await self._next_change()
             except TimeoutError:
                 return
@@ -275,24 +302,34 @@ class Retrieval:
         contexts = await contexts_for_get(self.archive, self.target.study)
         async with self.archive.lease(contexts) as lease:
             operation = lease.association.get(self.target.identifier)
+            others = False
             async for store in operation:
                 info, head = await peek(store)
-                await self.take(store, info, head)
-        await self._check_complete(operation.progress)
+                if self.target.covers(info):
+                    await self.take(store, info, head)
+                else:  # some archives look only at the lowest UID
+                    others = True
+                    async for _ in store:
+                        pass
+        counters = operation.progress
+        await self._check_complete(replace(counters, completed=None) if others else counters)
 
     # --- completeness ----------------------------------------------------------------------------------------
 
     async def _check_complete(self, progress: dul.Progress) -> None:
-        """Raise unless everything has arrived: by the counters, or by a C-FIND where they are missing."""
+        """Raise unless everything has arrived.
+
+        Counters are believed where they agree with what has arrived, or claim more; else a C-FIND tells.
+        """
         if progress.status == dimse.CANCEL:
             raise IncompleteError("the archive cancelled the retrieval", self.archive.name)
         if progress.failed:
             message = f"{progress.failed} of the instances could not be sent by the archive"
             status = f"status {dul.describe_status(progress.status)}"
             raise IncompleteError(f"{message}, {status}", self.archive.name)
-        if progress.completed is not None and self.arrived:
-            missing = progress.completed + (progress.warning or 0) - len(self.arrived)
-        else:
+        missing = (_sent(progress) or 0) - self._taken
+        proven = self.arrived and missing == 0 and progress.status == dimse.SUCCESS
+        if missing <= 0 and not proven:
             missing = await self._count_missing()
         if missing > 0 and not self.arrived:
             raise ArchiveBusyError("the archive has it but sent nothing", self.archive.name)
@@ -310,6 +347,11 @@ class Retrieval:
                 series, sop_instance = found.found_uids[Level.SERIES], found.found_uids[Level.IMAGE]
                 missing += (series, sop_instance) not in self.arrived and sop_instance not in sop_instances
         return missing
+
+
+def _sent(progress: dul.Progress) -> int | None:
+    """How many instances were sent by the archive's own count; None where it does not count."""
+    return None if progress.completed is None else progress.completed + (progress.warning or 0)
 
 
 async def peek(store: dul.IncomingStore) -> tuple[InstanceInfo, list[bytes]]:
@@ -341,6 +383,9 @@ async def retrieve(archive: Archive, target: Target, inbox: Inbox) -> AsyncItera
     try:
         yield retrieval
     finally:
+        if not task.done():
+            # At once, and not after the C-CANCEL: an archive that is held back in a C-STORE would not read that.
+            retrieval.end(IncompleteError("the retrieval was cancelled", archive.name))
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, _config, build_context, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
@@ -50,6 +52,32 @@ class Settings:
     store_status: int = SUCCESS
     delay: float = 0
     pending: int = PENDING
+
+
+class Checkpoint(threading.Event):
+    """Lets an association's reader thread pass, unless another is to be the reader.
+
+    With pynetdicom's own, the thread may take the response to a C-STORE that follows another closely, and the sender
+    then waits for it until its timeout: the thread must look again whether it may pass once it has said that it does.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        while True:
+            super().wait(timeout)
+            self._association._is_paused = False
+            if self.is_set():
+                return True
+            self._association._is_paused = True
+
+    @classmethod
+    def replace(cls, event: evt.Event) -> None:
+        """Take the place of the association's own."""
+        event.assoc._reactor_checkpoint = cls(event.assoc)
 
 
 class Archive:
@@ -94,7 +122,8 @@ class Archive:
         matches = self.matching(event.identifier)
         kinds = {(match.SOPClassUID, match.file_meta.TransferSyntaxUID) for match in matches}
         host, port = destination
-        yield host, port, {"contexts": [build_context(*kind) for kind in sorted(kinds)]}
+        contexts = [build_context(*kind) for kind in sorted(kinds)]
+        yield host, port, {"contexts": contexts, "evt_handlers": [(evt.EVT_CONN_OPEN, Checkpoint.replace)]}
         yield len(matches)
         yield from self._sub_operations(event, matches)
 
