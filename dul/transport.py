@@ -83,12 +83,12 @@ class Transport(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._rearm_quickack()  # first of all: the peer may wait for this ACK while we work
         events = self._connection.receive_data(self._buffer[:nbytes])
         self.flush()
         if events:
             self._receiver.events_received(events)
         self._watch_pdu()
-        self._rearm_quickack()
 
     def eof_received(self) -> bool:
         return False  # a half-closed association is of no use: close, and connection_lost follows
