@@ -8,7 +8,6 @@ from collections.abc import Callable
 from tests.benchmarks.client import BenchmarkError, Download, download
 from tests.benchmarks.lab import BIG_INSTANCES, BIG_STUDY_UID, CT_STUDY_UID, GIGABYTE, Lab, Server, median
 from tests.benchmarks.report import Row, at_most, times
-from tests.peers.orthanc import Orthanc
 
 ROUNDS = 5
 PIXEL_BYTES = 512 * 512 * 2
@@ -67,19 +66,21 @@ def _beside_getscu(lab: Lab, mode: str, *, use_cget: bool) -> list[Row]:
 
 
 def wado_nagle(lab: Lab) -> list[Row]:
-    """The CT study from an archive that leaves Nagle on, beside one that does not."""
+    """The CT study from an archive that leaves Nagle on, and from one that does not, in turns."""
     rows = []
     for mode, use_cget in (("C-GET", True), ("C-MOVE", False)):
-        measured = {nodelay: _median_time(lab, lab.archive(nodelay=nodelay), use_cget) for nodelay in (True, False)}
+        with (
+            lab.server(lab.archive(nodelay=False), use_cget=use_cget) as with_nagle,
+            lab.server(lab.archive(nodelay=True), use_cget=use_cget) as without,
+        ):
+            pairs = [
+                [retrieve(server, CT_STUDY_UID, CT_INSTANCES).total for server in (with_nagle, without)]
+                for _ in range(ROUNDS)
+            ]
+        measured, reference = (median(column) for column in zip(*pairs[1:], strict=True))
         what = f"WADO-RS of 262 MB, {mode}, archive with Nagle, beside without"
-        rows.append(times(what, measured[False], "s", measured[True], 1.3))
+        rows.append(times(what, measured, "s", reference, 1.3))
     return rows
-
-
-def _median_time(lab: Lab, archive: Orthanc, use_cget: bool) -> float:
-    with lab.server(archive, use_cget=use_cget) as server:
-        results = [retrieve(server, CT_STUDY_UID, CT_INSTANCES) for _ in range(ROUNDS)]
-    return median([each.total for each in results[1:]])
 
 
 def memory(lab: Lab) -> list[Row]:
