@@ -27,7 +27,7 @@ from dul.errors import (
     RemoteProtocolError,
     StatusError,
 )
-from dul.instances import IncomingStore, Instance, finish_data_set, store_request
+from dul.instances import IncomingStore, Instance, store_request
 from dul.items import UserItem
 from dul.negotiation import (
     AcceptedContext,
@@ -145,8 +145,8 @@ class Association:
         await self.settle()
         context = self.context_for(instance.sop_class_uid, instance.transfer_syntax)
         message_id = next_message_id()
-        data = instance.data if isinstance(instance.data, bytes) else instance.data()
-        await self._channel.send(context.context_id, store_request(instance, message_id, move_originator), data)
+        request = store_request(instance, message_id, move_originator)
+        await self._channel.send(context.context_id, request, instance.open())
         try:
             response = await self._channel.receive("C-STORE response", self._channel.timeouts.response)
         except BaseException:
@@ -380,7 +380,7 @@ class GetOperation(_RetrieveOperation):
             return
         read = store.fully_read
         if not read:
-            await finish_data_set(store)
+            await store.finish()
         await store.respond(dimse.SUCCESS if read else dimse.PROCESSING_FAILURE)
 
     async def _respond(self, message: Message, status: int) -> None:
@@ -389,9 +389,7 @@ class GetOperation(_RetrieveOperation):
 
 async def _refuse_store(channel: Channel, message: Message) -> None:
     if message.data is not None:
-        message.data.discard()
-        async for _ in message.data:
-            pass
+        await message.data.finish()
     response = dimse.response_to(message.command, dimse.REFUSED_OUT_OF_RESOURCES)
     await channel.send(message.context.context_id, response)
 

@@ -24,6 +24,10 @@ class Instance:
     transfer_syntax: str
     data: bytes | Callable[[], AsyncIterable[bytes]]
 
+    def open(self) -> bytes | AsyncIterable[bytes]:
+        """The data set, now that its turn has come."""
+        return self.data if isinstance(self.data, bytes) else self.data()
+
 
 class IncomingStore:
     """A C-STORE-RQ and the data set that follows it (PS3.7 9.1.1).
@@ -97,6 +101,10 @@ class IncomingStore:
         if self._message.data is not None:
             self._message.data.discard()
 
+    async def finish(self) -> None:
+        """Drop the rest of the data set, and wait for its end: the response may follow only then."""
+        await self.__aiter__().finish()
+
     async def respond(self, status: int) -> None:
         """Send the C-STORE-RSP, once; a second call does nothing."""
         if not self.answered:
@@ -111,13 +119,6 @@ def _nothing() -> DataStream:
     stream = DataStream(lambda _: None, no_wait)
     stream.feed(b"", last=True)
     return stream
-
-
-async def finish_data_set(store: IncomingStore) -> None:
-    """Take and drop what is left of a data set: the response may follow only then."""
-    store.discard()
-    async for _ in store:
-        pass
 
 
 def store_request(instance: Instance, message_id: int, move_originator: tuple[str, int] | None = None) -> Command:

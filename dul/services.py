@@ -24,7 +24,7 @@ from dul.errors import (
     RemoteProtocolError,
     StatusError,
 )
-from dul.instances import IncomingStore, Instance, finish_data_set, store_request
+from dul.instances import IncomingStore, Instance, store_request
 from dul.negotiation import Context, find_context
 
 logger = logging.getLogger("dul")
@@ -167,9 +167,7 @@ class Services:
 
     async def _unknown(self, message: Message) -> None:
         if message.data is not None:
-            message.data.discard()
-            async for _ in message.data:
-                pass
+            await message.data.finish()
         raise StatusError(message.command.name, dimse.UNRECOGNIZED_OPERATION)
 
     # --- C-ECHO, C-STORE, C-FIND -----------------------------------------------------------------------------
@@ -187,7 +185,7 @@ class Services:
             self._channel.check_open()
             logger.exception("the handler of a C-STORE-RQ failed")
             status = dimse.PROCESSING_FAILURE
-        await finish_data_set(store)
+        await store.finish()
         await store.respond(status)
 
     async def _find(self, message: Message) -> None:
@@ -271,8 +269,7 @@ class Services:
         if context is None:
             return dimse.SOP_CLASS_NOT_SUPPORTED
         message_id = next_message_id()
-        data = instance.data if isinstance(instance.data, bytes) else instance.data()
-        await self._channel.send(context.context_id, store_request(instance, message_id), data)
+        await self._channel.send(context.context_id, store_request(instance, message_id), instance.open())
         response = await self._channel.receive("C-STORE response", self._channel.timeouts.response)
         command = response.command
         if command.command_field != CommandField.C_STORE_RSP or command.message_id_being_responded_to != message_id:

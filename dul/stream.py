@@ -111,3 +111,9 @@ class DataStream:
         self._chunks.clear()
         if dropped:
             self._consumed(dropped)
+
+    async def finish(self) -> None:
+        """Drop the rest, and wait until its last byte has come: a response may follow only then."""
+        self.discard()
+        async for _ in self:
+            pass

@@ -63,10 +63,10 @@ class Health:
         return (self.last_success or 0) >= (self.last_failure or 0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Idle:
     association: dul.Association
-    timer: asyncio.TimerHandle
+    timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
@@ -128,16 +128,14 @@ class Archive:
             self._succeeded()
         except dul.DulError as error:
             failure = from_dul(error, self.name)
-            failure.__cause__ = error
-            self._failed(failure)
+            self._failed(failure, answered=isinstance(error, dul.StatusError))
             raise failure from error
         finally:
             self._free_slot()
 
     async def _idle_or_new(self, contexts: Contexts, *, use_idle: bool) -> Lease:
         while use_idle and self._idle:
-            idle = self._idle.pop()
-            idle.timer.cancel()
+            idle = self._take_idle(self._idle[-1])
             if idle.association.is_open:
                 return Lease(idle.association, reused=True)
         await self._make_room()
@@ -150,9 +148,7 @@ class Archive:
         """Keep to `max_associations`: end idle ones, and wait until they are gone."""
         while self.open_associations > self.peer.max_associations:
             if self._idle:
-                idle = self._idle.popleft()
-                idle.timer.cancel()
-                self._release_idle(idle.association)
+                self._release_idle(self._idle[0])
             elif self._releases:
                 await asyncio.wait(self._releases, return_when=asyncio.FIRST_COMPLETED)
             else:
@@ -168,13 +164,19 @@ class Archive:
             association.abort()
             raise
         if association.is_open:
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(IDLE_RELEASE_SECONDS, self._release_idle, association)
-            self._idle.append(_Idle(association, timer))
+            idle = _Idle(association)
+            idle.timer = asyncio.get_running_loop().call_later(IDLE_RELEASE_SECONDS, self._release_idle, idle)
+            self._idle.append(idle)
 
-    def _release_idle(self, association: dul.Association) -> None:
-        self._idle = deque(idle for idle in self._idle if idle.association is not association)
-        task = asyncio.get_running_loop().create_task(association.release())
+    def _take_idle(self, idle: _Idle) -> _Idle:
+        self._idle.remove(idle)
+        if idle.timer is not None:
+            idle.timer.cancel()
+        return idle
+
+    def _release_idle(self, idle: _Idle) -> None:
+        self._take_idle(idle)
+        task = asyncio.get_running_loop().create_task(idle.association.release())
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 
@@ -213,9 +215,7 @@ class Archive:
     async def close(self, seconds: float) -> None:
         """Release what is idle, and abort what is still open after `seconds`."""
         while self._idle:
-            idle = self._idle.popleft()
-            idle.timer.cancel()
-            self._release_idle(idle.association)
+            self._release_idle(self._idle[0])
         if self._releases:
             await asyncio.wait(self._releases, timeout=seconds)
         self.abort()
@@ -233,10 +233,10 @@ class Archive:
             logger.info("%s answers again", self.name)
         self.health.last_success = time.time()
 
-    def _failed(self, error: ArchiveError) -> None:
+    def _failed(self, error: ArchiveError, *, answered: bool) -> None:
         logger.warning("%s", error)
         self.health.last_error = str(error)
-        if isinstance(error.__cause__, dul.StatusError):
+        if answered:
             self._succeeded()  # it answers, if not as it was hoped
         else:
             self.health.last_failure = time.time()

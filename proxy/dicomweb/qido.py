@@ -123,18 +123,30 @@ def _text(found: Found, resource: Resource, base: str) -> str:
     )
 
 
-async def _respond(
-    request: web.Request, texts: AsyncIterator[str], query: Query, results: archive_query.Results
-) -> web.StreamResponse:
+async def _batches(texts: AsyncIterator[str]) -> AsyncGenerator[tuple[str, bool], None]:
+    """The texts joined, `WHOLE_ANSWER` characters or some more at a time, and whether another batch follows.
+
+    The last one holds what is left, which may be nothing.
+    """
     pieces: list[str] = []
     size = 0
     async for text in texts:
         pieces.append(text)
         size += len(text)
         if size >= WHOLE_ANSWER:
-            return await _stream(request, pieces, texts, _headers(query, results))
-    body = f"[{','.join(pieces)}]"
-    response = web.Response(text=body, content_type="application/dicom+json", headers=_headers(query, results))
+            yield ",".join(pieces), True
+            pieces, size = [], 0
+    yield ",".join(pieces), False
+
+
+async def _respond(
+    request: web.Request, texts: AsyncIterator[str], query: Query, results: archive_query.Results
+) -> web.StreamResponse:
+    async with contextlib.aclosing(_batches(texts)) as batches:
+        first, more = await anext(batches)
+        if more:
+            return await _stream(request, first, batches, _headers(query, results))
+    response = web.Response(text=f"[{first}]", content_type="application/dicom+json", headers=_headers(query, results))
     # Sent before the C-FINDs are ended: an archive that ignores C-CANCEL would hold the answer back for seconds.
     await response.prepare(request)
     await response.write_eof()
@@ -159,22 +171,16 @@ def _quoted(text: str) -> str:
 
 
 async def _stream(
-    request: web.Request, pieces: list[str], texts: AsyncIterator[str], headers: dict[str, str]
+    request: web.Request, first: str, batches: AsyncIterator[tuple[str, bool]], headers: dict[str, str]
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     response.content_type = "application/dicom+json"
     await response.prepare(request)
     try:
-        await write(request, response, f"[{','.join(pieces)}".encode())
-        batch: list[str] = []
-        size = 0
-        async for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size >= WHOLE_ANSWER:
-                await write(request, response, f",{','.join(batch)}".encode())
-                batch, size = [], 0
-        await write(request, response, (f",{','.join(batch)}]" if batch else "]").encode())
+        await write(request, response, f"[{first}".encode())
+        async for batch, more in batches:
+            separator, end = "," if batch else "", "" if more else "]"
+            await write(request, response, f"{separator}{batch}{end}".encode())
         await response.write_eof()
     except ArchiveError as error:
         cut(request, error)
