@@ -3,18 +3,7 @@
 Start with `connect` (requestor, SCU) and `serve` (acceptor, SCP). `dul.connection` is the core for other event loops.
 """
 
-from dul.association import (
-    Association,
-    FindOperation,
-    GetOperation,
-    Identifier,
-    Match,
-    MoveOperation,
-    Peer,
-    Progress,
-    connect,
-    open_association,
-)
+from dul.association import Association, Peer, connect, open_association
 from dul.channel import Timeouts
 from dul.dimse import Command, StatusClass, describe_status, status_class
 from dul.errors import (
@@ -32,7 +21,8 @@ from dul.errors import (
     StatusError,
 )
 from dul.instances import IncomingStore, Instance
-from dul.negotiation import Context, accept_all_storage, accept_query_retrieve
+from dul.negotiation import Context, TransferSyntaxPolicy, accept_all_storage, accept_query_retrieve
+from dul.operations import FindOperation, GetOperation, Identifier, Match, MoveOperation, Progress
 from dul.server import Server, ServerLimits, serve
 from dul.services import Handler, MovePlan, Request
 
@@ -68,6 +58,7 @@ __all__ = [
     "StatusClass",
     "StatusError",
     "Timeouts",
+    "TransferSyntaxPolicy",
     "accept_all_storage",
     "accept_query_retrieve",
     "connect",

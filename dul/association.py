@@ -11,23 +11,23 @@ import contextlib
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dul import dimse, pdu, uids
-from dul.channel import Channel, Message, Timeouts
+from dul import pdu, uids
+from dul.channel import Channel, Timeouts
 from dul.connection import Connection
-from dul.dimse import Command, CommandField, StatusClass, next_message_id, status_class
+from dul.dimse import Command, CommandField, next_message_id
 from dul.errors import (
     AssociationRejected,
     ConnectError,
+    ConnectionLost,
     DulError,
     NoPresentationContext,
     PeerTimeout,
     RemoteProtocolError,
-    StatusError,
 )
-from dul.instances import IncomingStore, Instance, store_request
+from dul.instances import Instance, store_request
 from dul.items import UserItem
 from dul.negotiation import (
     AcceptedContext,
@@ -37,9 +37,7 @@ from dul.negotiation import (
     find_context,
     send_limit,
 )
-
-Identifier = bytes | Callable[[str], bytes]
-"""An encoded identifier, or a function that encodes it in the transfer syntax that was agreed to."""
+from dul.operations import FindOperation, GetOperation, Identifier, MoveOperation, Operation, check_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +50,6 @@ class Peer:
     calling_ae_title: str
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """One C-FIND response with Pending status: an identifier, encoded in `transfer_syntax`."""
-
-    data: bytes
-    transfer_syntax: str
-    status: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A C-MOVE or C-GET response: sub-operation counters, None where the peer sends none (PS3.7 9.1.3, 9.1.4).
-
-    `failed_identifier` is the final response's data set, which lists Failed SOP Instance UIDs (0008,0058).
-    """
-
-    status: int
-    remaining: int | None = None
-    completed: int | None = None
-    failed: int | None = None
-    warning: int | None = None
-    failed_identifier: bytes = b""
-
-    @property
-    def final(self) -> bool:
-        """True for the last response."""
-        return status_class(self.status) is not StatusClass.PENDING
-
-
 class Association:
     """An open association, as its requestor. Made by `connect` or `open_association`."""
 
@@ -89,6 +58,8 @@ class Association:
         self._operation: Operation | None = None
         self.peer = peer
         self.contexts = contexts
+        self.answered = False
+        """True once the peer has answered a request, or has sent one of its own within a C-GET."""
 
     @property
     def channel(self) -> Channel:
@@ -99,6 +70,11 @@ class Association:
     def is_open(self) -> bool:
         """False once it was released, aborted or lost."""
         return self._channel.ended is None
+
+    @property
+    def is_settled(self) -> bool:
+        """False while an operation runs or was left early; `settle` ends it."""
+        return self._operation is None or self._operation.finished
 
     def context_for(self, abstract_syntax: str, transfer_syntax: str | None = None) -> AcceptedContext:
         """The accepted context; `NoPresentationContext` when there is none."""
@@ -115,7 +91,7 @@ class Association:
         await operation.start()
         response = await operation.response("C-ECHO response", self._channel.timeouts.response)
         operation.finish()
-        _check_status("C-ECHO", response)
+        check_status("C-ECHO", response)
 
     def find(self, identifier: Identifier, *, model: str = uids.STUDY_ROOT_FIND) -> FindOperation:
         """C-FIND (PS3.7 9.1.2): an async iterator over the matches; `StatusError` when it fails."""
@@ -163,6 +139,7 @@ class Association:
         if command.status is None:
             self.abort()
             raise RemoteProtocolError(f"a {command.name} without a status")
+        self.answered = True
 
     # --- its life --------------------------------------------------------------------------------------------
 
@@ -197,209 +174,6 @@ class Association:
         await self._channel.transport.wait_closed()
 
 
-class Operation:
-    """A request, and the responses to it, on one association."""
-
-    def __init__(
-        self,
-        association: Association,
-        model: str,
-        field: CommandField,
-        identifier: Identifier | None = None,
-        destination: str | None = None,
-    ) -> None:
-        self._association = association
-        self._channel = association.channel
-        self._context = association.context_for(model)
-        self._identifier = identifier
-        self._started = False
-        self.finished = False
-        self.message_id = next_message_id()
-        self._command = Command(
-            field,
-            message_id=self.message_id,
-            affected_sop_class_uid=model,
-            priority=dimse.MEDIUM if identifier is not None else None,
-            move_destination=destination,
-            data_set_type=dimse.NO_DATA_SET if identifier is None else dimse.DATA_SET,
-        )
-
-    async def start(self) -> None:
-        """Send the request, unless that has been done."""
-        if self._started:
-            return
-        await self._association.begin(self)
-        identifier = self._identifier
-        if callable(identifier):
-            identifier = identifier(self._context.transfer_syntax)
-        await self._channel.send(self._context.context_id, self._command, identifier)
-        self._started = True
-
-    async def response(self, what: str, seconds: float) -> Message:
-        """The next response to this operation."""
-        message = await self._channel.receive(what, seconds)
-        self._check(message)
-        return message
-
-    def _check(self, message: Message) -> None:
-        field = self._command.command_field | dimse.RESPONSE
-        self._association.check_response(message.command, field, self.message_id)
-
-    def finish(self) -> None:
-        """The final response is in."""
-        self.finished = True
-
-    async def cancel(self) -> None:
-        """C-CANCEL (PS3.7 9.3.2.3; C-ECHO has none), then wait for the final response; an abort if none comes."""
-        if self.finished or not self._started:
-            self.finished = True
-            return
-        self.finished = True
-        if self._channel.ended is not None:
-            return
-        seconds = self._channel.timeouts.cancel
-        try:
-            if self._command.command_field != CommandField.C_ECHO_RQ:
-                self._channel.send_soon(self._context.context_id, dimse.cancel_request(self.message_id))
-            async with asyncio.timeout(seconds):
-                await self._answer_store()
-                while not await self._cancelled_response(seconds):
-                    pass
-        except BaseException as error:
-            self._association.abort()
-            if not isinstance(error, TimeoutError | DulError):
-                raise
-
-    async def _answer_store(self) -> None:
-        """Answer the C-STORE sub-operation that has begun; only a C-GET has such."""
-
-    async def _cancelled_response(self, seconds: float) -> bool:
-        """Take one message after C-CANCEL; True when it was the final response."""
-        message = await self._channel.receive("final response after C-CANCEL", seconds)
-        if message.command.command_field == CommandField.C_STORE_RQ:
-            await _refuse_store(self._channel, message)
-            return False
-        self._check(message)
-        return status_class(message.command.status or 0) is not StatusClass.PENDING
-
-
-class FindOperation(Operation):
-    """Async iterator over the matches of a C-FIND; see `Association.find`."""
-
-    def __aiter__(self) -> FindOperation:
-        return self
-
-    async def __anext__(self) -> Match:
-        if self.finished:
-            raise StopAsyncIteration
-        await self.start()
-        message = await self.response("C-FIND response", self._channel.timeouts.response)
-        command = message.command
-        status = command.status or 0
-        kind = status_class(status)
-        if kind is StatusClass.PENDING:
-            if message.data is None:
-                self._association.abort()
-                raise RemoteProtocolError("a pending C-FIND response without an identifier")
-            return Match(await message.data.read(), message.context.transfer_syntax, status)
-        self.finish()
-        if kind is StatusClass.FAILURE:
-            raise StatusError("C-FIND", status, command.error_comment)
-        raise StopAsyncIteration
-
-
-class _RetrieveOperation(Operation):
-    """What C-MOVE and C-GET have in common: counters, and a final response with the failed UIDs."""
-
-    def __init__(
-        self,
-        association: Association,
-        model: str,
-        field: CommandField,
-        identifier: Identifier,
-        destination: str | None = None,
-    ) -> None:
-        super().__init__(association, model, field, identifier, destination)
-        self.progress = Progress(dimse.PENDING)
-
-    async def _take_progress(self, message: Message) -> Progress:
-        command = message.command
-        status = command.status or 0
-        final = status_class(status) is not StatusClass.PENDING
-        failed = await message.data.read() if message.data is not None else b""
-        self.progress = Progress(status, command.remaining, command.completed, command.failed, command.warning, failed)
-        if final:
-            self.finish()
-            _check_status(self._service, message)
-        return self.progress
-
-    @property
-    def _service(self) -> str:
-        return CommandField(self._command.command_field).name.removesuffix("_RQ").replace("_", "-")
-
-
-class MoveOperation(_RetrieveOperation):
-    """Async iterator over the responses of a C-MOVE; see `Association.move`."""
-
-    def __aiter__(self) -> MoveOperation:
-        return self
-
-    async def __anext__(self) -> Progress:
-        if self.finished:
-            raise StopAsyncIteration
-        await self.start()
-        message = await self.response("C-MOVE response", self._channel.timeouts.idle)
-        return await self._take_progress(message)
-
-
-class GetOperation(_RetrieveOperation):
-    """Async iterator over the instances of a C-GET; see `Association.get`."""
-
-    _store: IncomingStore | None = None
-
-    def __aiter__(self) -> GetOperation:
-        return self
-
-    async def __anext__(self) -> IncomingStore:
-        if self.finished:
-            raise StopAsyncIteration
-        await self.start()
-        await self._answer_store()
-        while True:
-            message = await self._channel.receive("C-GET response", self._channel.timeouts.idle)
-            if message.command.command_field == CommandField.C_STORE_RQ:
-                self._store = IncomingStore(self._channel, message, self._association.peer.ae_title, self._respond)
-                return self._store
-            self._check(message)
-            if (await self._take_progress(message)).final:
-                raise StopAsyncIteration
-
-    async def _answer_store(self) -> None:
-        store = self._store
-        if store is None or store.answered:
-            return
-        read = store.fully_read
-        if not read:
-            await store.finish()
-        await store.respond(dimse.SUCCESS if read else dimse.PROCESSING_FAILURE)
-
-    async def _respond(self, message: Message, status: int) -> None:
-        await self._channel.send(message.context.context_id, dimse.response_to(message.command, status))
-
-
-async def _refuse_store(channel: Channel, message: Message) -> None:
-    if message.data is not None:
-        await message.data.finish()
-    response = dimse.response_to(message.command, dimse.REFUSED_OUT_OF_RESOURCES)
-    await channel.send(message.context.context_id, response)
-
-
-def _check_status(service: str, response: Message) -> None:
-    status = response.command.status or 0
-    if status_class(status) is StatusClass.FAILURE:
-        raise StatusError(service, status, response.command.error_comment)
-
-
 # --- opening -------------------------------------------------------------------------------------------------
 
 
@@ -413,8 +187,8 @@ async def open_association(
 ) -> Association:
     """Connect and negotiate; the caller has to `release` or `abort` what it gets.
 
-    Raises `ConnectError`, `PeerTimeout`, `AssociationRejected`, `AssociationAborted` or `RemoteProtocolError`; no
-    socket is left behind then, nor when the task is cancelled.
+    Raises `ConnectError`, `PeerTimeout`, `AssociationRejected`, `AssociationAborted`, `ConnectionLost` or
+    `RemoteProtocolError`; no socket is left behind then, nor when the task is cancelled.
     """
     timeouts = timeouts or Timeouts()
     connection = Connection(requestor=True)
@@ -428,9 +202,12 @@ async def open_association(
             raise AssociationRejected(answer.result, answer.source, answer.reason)
         channel.send_limit = send_limit(answer.user_information)
         channel.contexts = accepted_contexts(request, answer)
-    except BaseException:
+    except BaseException as error:
         channel.abort()
         await channel.transport.wait_closed()
+        if type(error) is ConnectionLost:
+            hint = "it may want TLS" if ssl is None else "it may not trust this side's certificate"
+            raise ConnectionLost(f"the peer closed the connection without answering the request; {hint}") from error
         raise
     return Association(channel, peer, channel.contexts)
 
@@ -442,12 +219,13 @@ async def _connect(channel: Channel, peer: Peer, ssl: ssl_module.SSLContext | No
             await loop.create_connection(lambda: channel.transport, peer.host, peer.port, ssl=ssl)
     except TimeoutError:
         channel.transport.give_up()
-        raise PeerTimeout("TCP connection", seconds) from None
+        raise PeerTimeout("TCP connection" if ssl is None else "TLS connection", seconds) from None
     except asyncio.CancelledError:
         channel.transport.give_up()
         raise
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
-        raise ConnectError(f"no connection to {peer.host} port {peer.port}: {_reason(error)}") from error
+        kind = "connection" if ssl is None else "TLS connection"
+        raise ConnectError(f"no {kind} to {peer.host} port {peer.port}: {_reason(error)}") from error
 
 
 def _reason(error: OSError | UnicodeError) -> str:

@@ -35,8 +35,8 @@ from dul.services import Handler, Services
 
 logger = logging.getLogger("dul")
 
-Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | None]
-"""Decides on a request from a host address: None admits it."""
+Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | TransferSyntaxPolicy | None]
+"""Decides on a request from a host address: None admits it, and so does a policy, which then counts for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +172,21 @@ class Server:
 
     def _associate(self, channel: Channel, request: pdu.AAssociateRQ) -> None:
         try:
-            rejection = self._check(channel, request)
-            if rejection is None:
+            decision = self._check(channel, request)
+            if not isinstance(decision, pdu.AAssociateRJ):
                 channel.send_limit = send_limit(request.user_information)
         except RemoteProtocolError as error:
             channel.break_off(error)
             return
-        if rejection is not None:
+        if isinstance(decision, pdu.AAssociateRJ):
             logger.warning(
                 "association from %s rejected: %s",
                 channel.transport.peer_host,
-                describe_rejection(rejection.result, rejection.source, rejection.reason),
+                describe_rejection(decision.result, decision.source, decision.reason),
             )
-            channel.reject(rejection)
+            channel.reject(decision)
             return
-        answer, contexts = answer_request(request, self._supported)
+        answer, contexts = answer_request(request, decision or self._supported)
         channel.accept(answer, contexts)
         self._admitted.add(channel)
         task = asyncio.get_running_loop().create_task(self._serve(channel, request))
@@ -194,7 +194,7 @@ class Server:
         task.add_done_callback(self._tasks.discard)
         channel.on_ended = lambda: self._association_ended(channel, task)
 
-    def _check(self, channel: Channel, request: pdu.AAssociateRQ) -> pdu.AAssociateRJ | None:
+    def _check(self, channel: Channel, request: pdu.AAssociateRQ) -> pdu.AAssociateRJ | TransferSyntaxPolicy | None:
         host = channel.transport.peer_host
         of_host = sum(other.transport.peer_host == host for other in self._admitted)
         over = len(self._admitted) >= self._limits.connections or of_host >= self._limits.connections_per_host
@@ -247,7 +247,7 @@ async def serve(
     """Listen as an application entity for as long as the `async with` lasts.
 
     `ae_title` is the only called AE title that is taken, or a collection of all of them. `admit` may reject a request
-    by its contents and host.
+    by its contents and host, or say what that caller may send in the place of `supported`.
     """
     server = Server(
         handler,

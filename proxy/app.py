@@ -18,7 +18,7 @@ from proxy.dicomweb.errors import Truncated, error_response, response_for
 from proxy.dicomweb.keys import ARCHIVES, PUBLIC_URL
 from proxy.dicomweb.streaming import has_begun, note_begun, reset
 from proxy.security.cors import set_up_cors
-from proxy.web import health, page
+from proxy.web import cache, health, page
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "/health", health.health),
     ("GET", "/status", health.status),
     ("POST", "/dimse/echo", health.echo),
+    ("DELETE", "/cache", cache.purge),
+    ("DELETE", "/cache/studies/{study}", cache.purge),
     *(("GET", resource.value, partial(qido.search, resource=resource)) for resource in Resource),
     ("GET", "/studies/{study}", wado.retrieve),
     ("GET", "/studies/{study}/series/{series}", wado.retrieve),

@@ -1,24 +1,29 @@
-"""The command line: `run`, `check-config`, `echo`, `demo`.
+"""The command line: `run`, `check-config`, `echo`, `purge`, `demo`.
 
 Exit codes: 0 well; 1 an archive does not answer (`echo`); 2 the command line or configuration is wrong; 3 the proxy
-cannot start (a port in use, an address that is not there).
+cannot start (a port in use, an address that is not there), or the storage cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from proxy import __version__
+from proxy.archive.cache.cache import CacheError, cache_owner, purge_storage
 from proxy.archive.errors import ArchiveError
-from proxy.archive.peers import Archive
+from proxy.archive.peers.archive import Archive
+from proxy.archive.peers.tls import TlsSettingsError, check_tls
 from proxy.config import ConfigError, find_config, load_config
 from proxy.config_schema import Config, Peer
+from proxy.dicomweb.uids import is_valid_uid
 from proxy.logs import set_up_logging
 from proxy.service import StartError, check_supported, serve_until_stopped
 
@@ -36,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except ConfigError as error:
+    except (ConfigError, TlsSettingsError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_CONFIG
-    except StartError as error:
+    except (StartError, CacheError) as error:
         print(error, file=sys.stderr)
         return EXIT_CANNOT_START
     except KeyboardInterrupt:
@@ -60,11 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check_config)
     echo = commands.add_parser("echo", parents=[with_config], help="C-ECHO to each configured archive")
     echo.set_defaults(command=_echo)
+    purge = commands.add_parser("purge", parents=[with_config], help="empty the cache, also while the proxy runs")
+    purge.add_argument("--study", type=_uid, nargs="+", metavar="UID", help="only these Study Instance UIDs")
+    purge.set_defaults(command=_purge)
     demo = commands.add_parser("demo", help="run with an embedded archive of sample images")
     demo.add_argument("--port", type=int, default=3006, help="the HTTP port (default 3006; 0 for any free one)")
     demo.add_argument("--folder", type=Path, help="DICOM files to show in place of the samples")
     demo.set_defaults(command=_demo)
     return parser
+
+
+def _uid(text: str) -> str:
+    if not is_valid_uid(text):
+        raise argparse.ArgumentTypeError("not a UID")
+    return text
 
 
 def _load(options: argparse.Namespace) -> Config:
@@ -76,8 +90,16 @@ def _load(options: argparse.Namespace) -> Config:
     return config
 
 
-def _run(options: argparse.Namespace) -> int:
+def _load_checked(options: argparse.Namespace) -> Config:
+    """The same, with a look at the files that it names."""
     config = _load(options)
+    if config.dimse is not None:
+        check_tls(config.dimse.peers)
+    return config
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _load_checked(options)
     try:
         set_up_logging(config.log_level, config.log_dir)
     except OSError as error:
@@ -87,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    config = _load(options)
+    config = _load_checked(options)
     assert config.dimse is not None
     count = len(config.dimse.peers)
     print(f"the configuration is valid: {config.proxy_mode} mode, {count} archive{'' if count == 1 else 's'}")
@@ -95,7 +117,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _echo(options: argparse.Namespace) -> int:
-    config = _load(options)
+    config = _load_checked(options)
     assert config.dimse is not None
     logging.getLogger().addHandler(logging.NullHandler())  # what would be logged is printed below
     outcomes = run_loop(_echo_all(config.dimse.peers))
@@ -115,6 +137,35 @@ async def _echo_one(archive: Archive) -> tuple[bool, str]:
     except ArchiveError as error:
         return False, str(error)
     return True, f"{archive.name}: answers in {seconds * 1000:.0f} ms"
+
+
+def _purge(options: argparse.Namespace) -> int:
+    folder = _load(options).storage_path
+    owner = cache_owner(folder)
+    if owner is None:
+        print(f"there is no cache at {folder}")
+        return EXIT_OK
+    with _as_user(*owner):
+        purged = [purge_storage(folder, study) for study in options.study or [None]]
+    count, size = sum(each.instances for each in purged), sum(each.bytes for each in purged)
+    print(f"removed from the cache at {folder}: {count} instance{'' if count == 1 else 's'}, {size} bytes")
+    return EXIT_OK
+
+
+@contextlib.contextmanager
+def _as_user(user: int, group: int) -> Iterator[None]:
+    """Where root runs the command, go on as the user whose files they are, who could not use files of root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    own_user, own_group = os.geteuid(), os.getegid()
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(own_user)
+        os.setegid(own_group)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """The configuration: finding the file, reading it, and the rules between its keys.
 
-The keys themselves, their defaults and the rules about one of them are in `config_schema`. Every problem of a
-file is reported at once, so rules between keys look at the raw file: they must hold where other keys are wrong.
+The keys themselves and their defaults are in `config_schema`, the rules about one value in `config_types`. Every
+problem of a file is reported at once, so rules between keys look at the raw file: they must hold where other keys
+are wrong.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ from pydantic.fields import FieldInfo
 
 from proxy.config_errors import MISSING, ConfigError, ConfigProblem, show
 from proxy.config_schema import (
-    A_HOST,
-    ANY_PORT,
     INSTALL_DIR,
-    Allowed,
     Config,
     Cors,
     DicomwebSettings,
     DimseSettings,
     Peer,
+    PeerTls,
     ProxyServer,
     Ssl,
     Timeouts,
 )
+from proxy.config_types import A_HOST, ANY_PORT, Allowed
 
 __all__ = [
     "INSTALL_DIR",
@@ -43,6 +43,7 @@ __all__ = [
     "DicomwebSettings",
     "DimseSettings",
     "Peer",
+    "PeerTls",
     "ProxyServer",
     "Ssl",
     "Timeouts",
@@ -59,26 +60,25 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """A key that the file may hold and this version does not honour.
+    """A key that the file may hold and this version does not honour, so that the proxy must not start with it.
 
-    It counts when the file gives `value`, or any value where that is None. `instead` is set where the proxy must
-    not start at all: it is what the key must be. Otherwise the key is only warned of.
+    It counts when the file gives `value`, or any value where that is None. `instead` is what the key must be.
     """
 
     key: str
-    value: object = None
-    instead: str = ""
+    value: object
+    instead: str
 
 
 NOT_YET: Final = (
     NotYet("proxyMode", "dicomweb", '"dimse": forwarding to a DICOMweb server is not in this version'),
     NotYet("ssl.enabled", True, "false: HTTPS is not in this version"),
     # Or a site whose archive is reached over TLS would go on in clear text.
-    NotYet("dimseProxySettings.proxyServer.securityOptions", None, "left out: DICOM TLS is not in this version"),
-    NotYet("enableCache", True),
-    NotYet("cacheRetentionMinutes"),
-    NotYet("cacheMaxSizeMB"),
-    NotYet("useFetchLevel"),
+    NotYet(
+        "dimseProxySettings.proxyServer.securityOptions",
+        None,
+        "left out: this version takes no C-STOREs over TLS; towards an archive, TLS is set by tls of that peer",
+    ),
 )
 """The one place that knows what is still to come: a line goes when its key starts to work."""
 
@@ -172,7 +172,7 @@ def parse_config(raw: Mapping[str, object], *, source: Path | None = None) -> Co
 
     `source` only names the file in errors. Raises ConfigError with every problem at once.
     """
-    warnings = (*_ignored_keys(raw, Config, ""), *_without_effect(raw))
+    warnings = tuple(_ignored_keys(raw, Config, ""))
     config, problems = _validate(raw)
     problems += _between_keys(raw)
     if config is None or problems:
@@ -244,6 +244,8 @@ def _between_keys(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(f"{_LISTENER}.{key}", MISSING, f"{allowed}, since C-MOVE needs a listener")
     yield from _port_clashes(raw, uses_cmove)
     yield from _repeated_peers(raw)
+    yield from _repeated_names(raw)
+    yield from _halves_of_pairs(raw)
 
 
 def _peers(raw: Mapping[str, object]) -> list[object]:
@@ -290,6 +292,27 @@ def _repeated_peers(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
             yield ConfigProblem(f"dimseProxySettings.peers[{index}]", f"{aet}, {ip}, {port}", allowed)
 
 
+def _repeated_names(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    """Names that the file gives must tell archives apart: warnings and metrics go by them."""
+    first: dict[str, int] = {}
+    for index, peer in enumerate(_peers(raw)):
+        name = peer.get("name") if isinstance(peer, Mapping) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            allowed = f"a name other than that of peers[{first[name]}]"
+            yield ConfigProblem(f"dimseProxySettings.peers[{index}].name", name, allowed)
+
+
+def _halves_of_pairs(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    for index, peer in enumerate(_peers(raw)):
+        tls = peer.get("tls") if isinstance(peer, Mapping) else None
+        if not isinstance(tls, Mapping):
+            continue
+        for given, other in (("certFile", "keyFile"), ("keyFile", "certFile")):
+            if tls.get(given) is not None and tls.get(other) is None:
+                key = f"dimseProxySettings.peers[{index}].tls.{other}"
+                yield ConfigProblem(key, tls.get(other, MISSING), f"a path, since {given} is given")
+
+
 # --- fallbacks ---------------------------------------------------------------------------------------------
 
 
@@ -301,12 +324,15 @@ def _with_fallbacks(config: Config) -> Config:
         "max_associations": config.max_associations,
         "use_cget": config.use_cget,
     }
-    peers = tuple(_completed(peer, shared, config.dimse.timeouts) for peer in config.dimse.peers)
+    names = Counter(peer.name or peer.aet for peer in config.dimse.peers)
+    peers = tuple(_completed(peer, shared, config.dimse.timeouts, names) for peer in config.dimse.peers)
     return config.model_copy(update={"dimse": config.dimse.model_copy(update={"peers": peers})})
 
 
-def _completed(peer: Peer, shared: Mapping[str, object], timeouts: Timeouts) -> Peer:
-    fallbacks = {"name": peer.aet, **shared}
+def _completed(peer: Peer, shared: Mapping[str, object], timeouts: Timeouts, names: Mapping[str, int]) -> Peer:
+    # AE titles need not tell archives apart, where each is at an address of its own.
+    name = peer.aet if names[peer.aet] == 1 else f"{peer.aet} at {peer.ip}:{peer.port}"
+    fallbacks = {"name": name, **shared}
     update = {name: value for name, value in fallbacks.items() if name not in peer.model_fields_set}
     own = {name: getattr(peer.timeouts, name) for name in peer.timeouts.model_fields_set}
     return peer.model_copy(update={**update, "timeouts": timeouts.model_copy(update=own)})
@@ -322,14 +348,8 @@ def _is_given(raw: Mapping[str, object], entry: NotYet) -> bool:
 
 def _unsupported(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
     for entry in NOT_YET:
-        if entry.instead and _is_given(raw, entry):
+        if _is_given(raw, entry):
             yield ConfigProblem(entry.key, _dig(raw, entry.key), entry.instead)
-
-
-def _without_effect(raw: Mapping[str, object]) -> Iterator[str]:
-    for entry in NOT_YET:
-        if not entry.instead and _is_given(raw, entry):
-            yield f"{entry.key}: has no effect in this version"
 
 
 def _ignored_keys(raw: Mapping[str, object], model: type[BaseModel], path: str) -> Iterator[str]:

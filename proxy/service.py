@@ -15,8 +15,9 @@ from aiohttp import web
 
 from proxy.app import build_app
 from proxy.archive.archives import Archives
+from proxy.archive.cache.files import StorageInUseError
 from proxy.archive.errors import ArchiveError
-from proxy.archive.peers import Archive
+from proxy.archive.peers.archive import Archive
 from proxy.config_schema import Config
 from proxy.dicomweb.streaming import reset
 
@@ -58,8 +59,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     Raises `StartError` when an address or port cannot be had, or the configuration needs what is not there.
     """
     check_supported(config)
-    assert config.dimse is not None
-    archives = Archives(config.dimse, listen=config.uses_cmove)
+    archives = Archives(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(archives.close, CUT_SECONDS)
         await _start_dimse(config, archives)
@@ -92,6 +92,8 @@ async def _start_dimse(config: Config, archives: Archives) -> None:
         await archives.start()
     except OSError as error:
         raise StartError(_cannot_listen(error, server.ip, server.port, "dimseProxySettings.proxyServer")) from error
+    except StorageInUseError as error:
+        raise StartError(str(error)) from error
     if archives.port is not None:
         logger.info("DIMSE: AE title %s listens on %s port %d", server.aet, server.ip, archives.port)
 
@@ -124,7 +126,7 @@ async def _greet_one(archive: Archive) -> None:
     try:
         seconds = await archive.echo()
     except ArchiveError:
-        logger.warning("%s does not answer yet; it will be asked again with each request", archive.name)
+        logger.warning("%s does not answer yet; it is tried again by itself", archive.name)
     else:
         logger.info("%s answers (C-ECHO in %.0f ms)", archive.name, seconds * 1000)
 

@@ -1,31 +1,47 @@
-"""All archives together: what `dicomweb/` asks. Owns the peers' pools and the C-STORE SCP."""
+"""All archives together: what `dicomweb/` asks. Owns the peers' pools, the C-STORE SCP, and the storage."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import dul
-from proxy.archive import query
-from proxy.archive.errors import ArchiveError, NotFoundError
-from proxy.archive.inbox import Inbox
-from proxy.archive.peers import Archive
-from proxy.archive.retrieve import Retrieval, Target, retrieve
-from proxy.config_schema import DimseSettings
+from proxy.archive.cache.depot import MEGABYTE, Depot
+from proxy.archive.peers.archive import Archive
+from proxy.archive.peers.hosts import KnownHosts
+from proxy.archive.query import search as query
+from proxy.archive.query.known import Known
+from proxy.archive.retrieval.delivery import Delivery
+from proxy.archive.retrieval.inbox import Inbox
+from proxy.archive.retrieval.retrievals import Retrievals
+from proxy.archive.retrieval.sources import Sources
+from proxy.archive.retrieval.target import Target
+from proxy.config_schema import Config
 from proxy.dataset.levels import Level
 
 
 class Archives:
-    """The configured peers and the proxy's own application entity."""
+    """The configured peers, the proxy's own application entity, and what is kept of retrievals."""
 
-    def __init__(self, settings: DimseSettings, *, listen: bool) -> None:
-        """`listen` says whether a C-STORE SCP is needed: not when all peers are asked with C-GET."""
+    def __init__(self, config: Config) -> None:
+        assert config.dimse is not None
+        settings = config.dimse
         self.archives = tuple(Archive(peer) for peer in settings.peers)
-        self.inbox = Inbox(settings.peers)
+        self.depot = Depot(
+            config.storage_path,
+            use_cache=config.uses_cache,
+            retention_seconds=config.cache_retention_minutes * 60,
+            max_bytes=config.cache_max_size_mb * MEGABYTE,
+        )
+        self._hosts = KnownHosts(settings.peers)
+        check = settings.proxy_server.check_store_host
+        self.inbox = Inbox(settings.peers, self._hosts.allows if check else _allow_all)
+        self._known = Known()
+        sources = Sources(self.archives, self.inbox, self._known)
+        self.retrievals = Retrievals(sources, self.depot, Level(config.use_fetch_level))
         self._settings = settings
         self._server: dul.Server | None = None
-        if listen:
+        if config.uses_cmove:
             self._server = dul.Server(
                 self.inbox,
                 ae_title={settings.proxy_server.aet, *(peer.local_aet for peer in settings.peers)},
@@ -39,15 +55,24 @@ class Archives:
         return self._server.port if self._server is not None else None
 
     async def start(self) -> None:
-        """Listen; `OSError` when the address or port cannot be had."""
+        """Take the storage, and listen where some archive is asked by C-MOVE.
+
+        Raises `StorageInUseError` when another proxy has the storage, `OSError` when the address or port cannot be
+        had.
+        """
+        await self.depot.open()
         if self._server is not None:
+            await self._hosts.start()
             await self._server.start(self._settings.proxy_server.ip, self._settings.proxy_server.port)
 
     async def close(self, seconds: float) -> None:
         """Listen no more and end every association, by release where that takes no longer than `seconds`."""
+        await self.retrievals.close()
         if self._server is not None:
             await self._server.close()
+            await self._hosts.close()
         await asyncio.gather(*(archive.close(seconds) for archive in self.archives))
+        await self.depot.close()
 
     def abort(self) -> None:
         """Abort every association to an archive: requests that use one end at once."""
@@ -60,25 +85,12 @@ class Archives:
 
     def search(self, wanted: query.Search) -> query.Results:
         """Ask all archives at once; see `query.search`."""
-        return query.search(self.archives, wanted)
+        return query.search(self.archives, wanted, known=self._known)
 
-    @contextlib.asynccontextmanager
-    async def retrieve(self, target: Target) -> AsyncIterator[Retrieval]:
-        """Retrieve from the archive that has the study; see `retrieve.retrieve`."""
-        archive = await self._locate(target.study)
-        async with retrieve(archive, target, self.inbox) as retrieval:
-            yield retrieval
+    def retrieve(self, target: Target) -> AbstractAsyncContextManager[Delivery]:
+        """What there is of `target`, from the cache or the archives that have it; see `Retrievals.open`."""
+        return self.retrievals.open(target)
 
-    async def _locate(self, study: str) -> Archive:
-        """The archive that has the study; one that is alone need not be asked.
 
-        Raises `NotFoundError` only when every archive has answered that it has not.
-        """
-        if len(self.archives) == 1:
-            return self.archives[0]
-        results = self.search(query.Search(Level.STUDY, {Level.STUDY: study}))
-        async with contextlib.aclosing(results.answers) as answers:
-            async for found in answers:
-                return found.archive
-        failures: list[ArchiveError] = results.failures
-        raise failures[0] if failures else NotFoundError("nothing found")
+def _allow_all(calling_ae_title: str, host: str) -> bool:
+    return True

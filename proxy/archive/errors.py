@@ -38,7 +38,14 @@ class ArchiveTimeoutError(ArchiveError):
 
 
 class IncompleteError(ArchiveError):
-    """The archive sent some of what was asked for, not all of it."""
+    """The archive sent some of what was asked for, not all of it.
+
+    `missing` are series and SOP Instance UIDs of what is known to be missing, None where that is not known.
+    """
+
+    def __init__(self, message: str, archive: str = "", missing: frozenset[tuple[str, str]] | None = None) -> None:
+        super().__init__(message, archive)
+        self.missing = missing
 
 
 def from_dul(error: dul.DulError, archive: str) -> ArchiveError:

@@ -1,4 +1,4 @@
-"""The levels of the Study Root model, and which attribute belongs to which (PS3.4 C.6.2).
+"""The levels of the query models, and which attribute belongs to which (PS3.4 C.6.1, C.6.2).
 
 Tables only. Tags are integers, 0xGGGGEEEE.
 """
@@ -32,6 +32,18 @@ UNIQUE_KEY: Final[Mapping[Level, int]] = MappingProxyType(
         Level.IMAGE: 0x00080018,  # SOPInstanceUID
     }
 )
+
+
+STUDY_DATE: Final = 0x00080020
+INSTANCE_AVAILABILITY: Final = 0x00080056
+MODALITY: Final = 0x00080060
+MODALITIES_IN_STUDY: Final = 0x00080061
+
+PATIENT: Final = "PATIENT"
+"""The level above STUDY in the Patient Root model, as Query/Retrieve Level (0008,0052) names it (PS3.4 C.6.1)."""
+
+PATIENT_ID: Final = 0x00100020
+"""Patient ID, the unique key of the PATIENT level."""
 
 
 def unique_keys(level: Level) -> tuple[int, ...]:
@@ -141,11 +153,33 @@ SERIES_KEYS: Final = frozenset(  # PS3.4 Table C.6-3; with the series modules of
     }
 )
 
+PATIENT_KEYS: Final = frozenset(  # PS3.4 Table C.6-1, with the patient module of PS3.3 C.7.1.1: in Patient Root only
+    {
+        0x00081120,  # ReferencedPatientSequence
+        0x00100010,  # PatientName
+        PATIENT_ID,
+        0x00100021,  # IssuerOfPatientID
+        0x00100022,  # TypeOfPatientID
+        0x00100024,  # IssuerOfPatientIDQualifiersSequence
+        0x00100030,  # PatientBirthDate
+        0x00100032,  # PatientBirthTime
+        0x00100040,  # PatientSex
+        0x00101000,  # OtherPatientIDs
+        0x00101001,  # OtherPatientNames
+        0x00101002,  # OtherPatientIDsSequence
+        0x00102160,  # EthnicGroup
+        0x00104000,  # PatientComments
+        0x00201200,  # NumberOfPatientRelatedStudies
+        0x00201202,  # NumberOfPatientRelatedSeries
+        0x00201204,  # NumberOfPatientRelatedInstances
+    }
+)
+
 _PATIENT_GROUP: Final = 0x0010
 
 
 def level_of(tag: int) -> Level | None:
-    """Return the level that the attribute belongs to; None for one that is found at each of them.
+    """Return the level of Study Root that the attribute belongs to; None for one that is found at each of them.
 
     Study Root has no patient level: the Patient group belongs to the study. What is in no table is taken
     for an attribute of the instance.

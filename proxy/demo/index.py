@@ -17,11 +17,11 @@ from typing import Final, TypeAlias
 
 from proxy.dataset.charset import Encodings, encodings_of
 from proxy.dataset.dictionary import SPECIFIC_CHARACTER_SET
+from proxy.dataset.part10 import FileMeta, Part10Error, read_header
 from proxy.dataset.reader import Bytes, DatasetError, Element, parse
 from proxy.dataset.reader import Value as ReadValue
 from proxy.dataset.values import SINGLE_VALUED, TEXTS, find, strings
 from proxy.demo.attributes import HELD, PATIENT_ID, SOP_CLASS_UID, UNIQUE_KEYS, QueryLevel
-from proxy.dicomweb.part10 import FileMeta, Part10Error, read_header
 
 MAX_INSTANCES: Final = 100_000
 """An instance with a study of its own costs 3 KB, so this is 300 MB; a folder of that many files is no demonstration

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from dul import IncomingStore, dimse, uids
+from proxy.dataset.part10 import Part10Error, file_header
 from proxy.dataset.values import first_value
 from proxy.demo.attributes import UNIQUE_KEYS, QueryLevel
 from proxy.demo.index import FileData, Index, IndexFullError, NotIndexedError, StoredInstance, read_file
-from proxy.dicomweb.part10 import Part10Error, file_header
 
 _PART: Final = ".part"
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
-from proxy.archive import query as archive_query
-from proxy.archive.errors import ArchiveError
-from proxy.archive.optional import RARE
-from proxy.archive.query import Found, Path
+from proxy.archive.errors import ArchiveError, ArchiveFailedError
+from proxy.archive.peers.optional import RARE
+from proxy.archive.query import search as archive_query
+from proxy.archive.query.search import Found, Path
 from proxy.dataset.dictionary import keyword_of
 from proxy.dataset.levels import SERIES_KEYS, STUDY_KEYS, UNIQUE_KEY, Level
 from proxy.dicomweb import dicomjson
@@ -24,6 +25,8 @@ from proxy.dicomweb.keys import ARCHIVES
 from proxy.dicomweb.parameters import Query, append_wildcards, parse_query
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.urls import base_url, resource_path, target_of
+
+logger = logging.getLogger(__name__)
 
 WHOLE_ANSWER: Final = 64 * 1024
 """Characters up to which an answer is held back, so that most go out in one write with their length."""
@@ -116,7 +119,7 @@ def _text(found: Found, resource: Resource, base: str) -> str:
     return dicomjson.encode(
         found.elements[resource.level],
         default_character_set=character_set,
-        parents=[above for level, above in found.elements.items() if level is not resource.level],
+        parents=[found.patient, *(above for level, above in found.elements.items() if level is not resource.level)],
         leave_out=_NOT_SHOWN,
         replace=replace,
         require=RETURNED[resource],
@@ -145,22 +148,44 @@ async def _respond(
     async with contextlib.aclosing(_batches(texts)) as batches:
         first, more = await anext(batches)
         if more:
-            return await _stream(request, first, batches, _headers(query, results))
-    response = web.Response(text=f"[{first}]", content_type="application/dicom+json", headers=_headers(query, results))
+            return await _stream(request, first, batches, query, results)
+    headers = _headers(_warnings(query, results))
+    response = web.Response(text=f"[{first}]", content_type="application/dicom+json", headers=headers)
     # Sent before the C-FINDs are ended: an archive that ignores C-CANCEL would hold the answer back for seconds.
     await response.prepare(request)
     await response.write_eof()
     return response
 
 
-def _headers(query: Query, results: archive_query.Results) -> dict[str, str]:
+def _warnings(query: Query, results: archive_query.Results) -> list[str]:
+    """What the client has to know of the answer beside its matches, as far as it is known by now."""
+    remarks = results.remarks
     warnings = [f"no answer from {failure.archive}" for failure in results.failures]
     warnings += [
         f"{archive} may not have matched {keyword_of(tag) or f'{tag:08X}'}: its answers do not show it"
-        for archive, tag in sorted(results.unchecked)
+        for archive, tag in sorted(remarks.unchecked)
+    ]
+    warnings += [
+        f"the list of {archive} {'is' if archive in remarks.short else 'may be'} cut" for archive in sorted(remarks.cut)
+    ]
+    warnings += [
+        f"the list of {archive} was completed by study dates: studies without a date may be missing"
+        for archive in sorted(remarks.undated)
     ]
     if query.fuzzy:
         warnings.append("The fuzzymatching parameter is not supported. Only literal matching has been performed.")
+    return warnings
+
+
+def _conditions(remarks: archive_query.Remarks) -> list[str]:
+    """What may turn out at the end of an answer that has begun to be sent."""
+    return [
+        f"{archive} gives at most {number} answers to a search: where it has more, some may be missing"
+        for archive, number in sorted(remarks.limited.items())
+    ]
+
+
+def _headers(warnings: list[str]) -> dict[str, str]:
     return {"Warning": ", ".join(f"299 dicomweb-proxy {_quoted(text)}" for text in warnings)} if warnings else {}
 
 
@@ -171,17 +196,32 @@ def _quoted(text: str) -> str:
 
 
 async def _stream(
-    request: web.Request, first: str, batches: AsyncIterator[tuple[str, bool]], headers: dict[str, str]
+    request: web.Request,
+    first: str,
+    batches: AsyncIterator[tuple[str, bool]],
+    query: Query,
+    results: archive_query.Results,
 ) -> web.StreamResponse:
-    response = web.StreamResponse(headers=headers)
+    """Send an answer whose end is not known yet.
+
+    A list that then is found to be short, of an archive that was not known for that, is cut like one that fails.
+    """
+    remarks, warned = results.remarks, _warnings(query, results)
+    excused = remarks.short | remarks.limited.keys()
+    response = web.StreamResponse(headers=_headers(warned + _conditions(remarks)))
     response.content_type = "application/dicom+json"
     await response.prepare(request)
     try:
         await write(request, response, f"[{first}".encode())
         async for batch, more in batches:
+            if not more and (short := remarks.short - excused):
+                raise ArchiveFailedError("the archive cut its list", min(short))
             separator, end = "," if batch else "", "" if more else "]"
             await write(request, response, f"{separator}{batch}{end}".encode())
         await response.write_eof()
     except ArchiveError as error:
         cut(request, error)
+    for warning in _warnings(query, results):
+        if warning not in warned:
+            logger.warning("too late for the header of an answer: %s", warning)
     return response

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from proxy.archive.retrieve import Target
+from proxy.archive.retrieval.target import Target
 from proxy.dicomweb.errors import BadRequest
 from proxy.dicomweb.keys import PUBLIC_URL
 from proxy.dicomweb.uids import is_valid_uid

@@ -11,8 +11,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy import __version__
+from proxy.archive.cache.depot import Depot
 from proxy.archive.errors import ArchiveError
-from proxy.archive.peers import Archive
+from proxy.archive.peers.archive import Archive
 from proxy.dicomweb.errors import BadRequest, now
 from proxy.dicomweb.keys import ARCHIVES
 
@@ -51,9 +52,11 @@ async def status_of(app: web.Application) -> dict[str, Any]:
         "proxyMode": app[PROXY_MODE],
         "uptime": round(time.monotonic() - app[STARTED], 1),
         "memory": _memory(),
-        "cache": {"enabled": False},
+        "cache": _cache(archives.depot),
+        "retrievals": archives.retrievals.count,
         "archives": states,
         "storesRefused": archives.inbox.refused,
+        "callersRejected": archives.inbox.rejected,
     }
 
 
@@ -65,6 +68,29 @@ def _archive(archive: Archive) -> dict[str, Any]:
         "associations": archive.open_associations,
         "maxAssociations": archive.peer.max_associations,
         "lastError": archive.health.last_error,
+        "breaker": archive.breaker.state.value,
+        "retrySeconds": _rounded(archive.breaker.retry_seconds),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _cache(depot: Depot) -> dict[str, Any]:
+    """How the cache and the spool fare; `failure` is why nothing is kept, or why not all that should be."""
+    if depot.cache is None:
+        return {"enabled": False, "failure": depot.failure}
+    usage = depot.cache.usage()
+    return {
+        "enabled": True,
+        "failure": usage.failure,
+        "instances": usage.instances,
+        "bytes": usage.bytes,
+        "maxBytes": usage.max_bytes,
+        "retentionMinutes": round(usage.retention_seconds / 60, 2),
+        "hits": usage.hits,
+        "misses": usage.misses,
     }
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import qido, wado
+from tests.benchmarks import cache, qido, sharing, wado
 from tests.benchmarks.client import BenchmarkError
 from tests.benchmarks.lab import Lab
 from tests.benchmarks.report import Row, table, write_json
@@ -18,7 +18,13 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "wado_cget": wado.wado_cget,
     "wado_cmove": wado.wado_cmove,
     "wado_nagle": wado.wado_nagle,
+    "wado_cached_write": cache.wado_cached_write,
     "memory": wado.memory,
+    "instances_cold": cache.instances_cold,
+    "instances_warm": cache.instances_warm,
+    "same_series": sharing.same_series,
+    "different_series": sharing.different_series,
+    "slow_beside_fast": sharing.slow_beside_fast,
     "qido_latency": qido.qido_latency,
     "qido_rate": qido.qido_rate,
     "qido_nagle": qido.qido_nagle,

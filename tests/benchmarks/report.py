@@ -32,7 +32,7 @@ class Row:
         """Return the texts of the columns."""
         return (
             self.what,
-            f"{number(self.measured)} {self.unit}",
+            f"{number(self.measured)} {self.unit}".rstrip(),
             "" if self.reference is None else f"{number(self.reference)} {self.unit}",
             "" if self.ratio is None else f"{self.ratio:.2f}",
             self.bar,
@@ -41,7 +41,9 @@ class Row:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits or so."""
+    """Return a number with three significant digits or so; a count as it is."""
+    if isinstance(value, int):
+        return str(value)
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -62,10 +64,25 @@ def times(what: str, measured: float, unit: str, reference: float, limit: float)
     return Row(what, measured, unit, reference, f"≤ {limit:g} ×", measured <= limit * reference)
 
 
+def share(what: str, measured: float, unit: str, reference: float, minimum: float) -> Row:
+    """Hold a measurement against the share of a reference, measured in the same run, that it has to reach."""
+    return Row(what, measured, unit, reference, f"≥ {minimum:g} ×", measured >= minimum * reference)
+
+
+def exactly(what: str, counts: Sequence[int], wanted: int) -> Row:
+    """Hold each of some counts against the one that is wanted; shows the one that is farthest from it."""
+    worst = max(counts, key=lambda count: abs(count - wanted))
+    return Row(what, worst, "", bar=f"= {wanted}", ok=worst == wanted)
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a table of plain text."""
-    lines = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    return aligned([HEADINGS, *(row.cells() for row in rows)])
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return lines of cells as columns of plain text; the first line is the headings."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     texts.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text.rstrip() for text in texts)

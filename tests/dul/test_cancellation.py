@@ -1,6 +1,7 @@
 """A task that is cancelled at any point leaves nothing behind: no task, no socket, no complaint.
 
 Each operation is cancelled after 0, 1, 2 … steps of the event loop, until it is over before its cancellation comes.
+And an operation that is left when its end has come already is not cancelled at all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tests.corpus import Corpus
 from tests.dul import wire
 from tests.dul.archive import Archive, address_of, identifier, peer_of, serving
 from tests.dul.conftest import open_sockets, settle
-from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE, VERIFICATION
+from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE, VERIFICATION, Wire, response
+from tests.peers.orthanc import Orthanc
 from tests.peers.pynetdicom_peer import PynetdicomScp
 
 QUICK = dul.Timeouts(connect=2, associate=2, response=2, idle=2, release=2, cancel=1)
@@ -220,3 +222,63 @@ async def test_cancelled_at_any_time_against_a_real_archive(
                 async with dul.connect(peer, CONTEXTS, timeouts=QUICK) as association:
                     await operation(association)
         await clean(sockets, tasks)
+
+
+# --- left when it is over ------------------------------------------------------------------------------------
+
+MATCH = b"\x08\x00\x05\x00CS\x00\x00"
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("status", [0, 0xA700, 0xFE00])
+async def test_find_whose_final_response_is_here_sends_no_c_cancel(status: int) -> None:
+    async def script(peer: Wire) -> None:
+        await peer.accept()
+        find = await peer.message()
+        await peer.send(response(find, 0xFF00, MATCH) * 3 + response(find, status))
+        echo = await peer.message()
+        assert echo.command["field"] == wire.C_ECHO
+        await peer.send(response(echo, 0))
+        await peer.answer_release()
+
+    async with wire.scripted_scp(script) as scp, dul.connect(scp, CONTEXTS, timeouts=QUICK) as association:
+        async for _ in association.find(MATCH):
+            await asyncio.sleep(0.02)
+            break
+        assert not association.is_settled
+        await association.echo()
+        assert association.is_settled
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_find_whose_matches_are_here_but_not_its_final_response_sends_c_cancel() -> None:
+    async def script(peer: Wire) -> None:
+        await peer.accept()
+        find = await peer.message()
+        await peer.send(response(find, 0xFF00, MATCH) * 3)
+        assert (await peer.message()).command["field"] == wire.C_CANCEL
+        await peer.send(response(find, 0xFF00, MATCH) + response(find, 0xFE00))
+        await peer.answer_release()
+
+    async with wire.scripted_scp(script) as scp, dul.connect(scp, CONTEXTS, timeouts=QUICK) as association:
+        async for _ in association.find(MATCH):
+            await asyncio.sleep(0.02)
+            break
+        await association.settle()
+        assert association.is_open
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_orthanc_has_nothing_to_complain_of_when_a_find_is_left_that_is_over(orthanc: Orthanc) -> None:
+    """A C-CANCEL that comes after its final response is an error in its log: "cannot handle command: 0xfff"."""
+    before = orthanc.process.log_size()
+    peer = dul.Peer(orthanc.address.host, orthanc.address.port, orthanc.address.aet, "SCU")
+    async with dul.connect(peer, CONTEXTS, timeouts=QUICK) as association:
+        for _ in range(3):
+            async for _ in association.find(identifier(StudyInstanceUID="")):
+                await asyncio.sleep(0.1)
+                break
+            await association.settle()
+        assert association.is_open
+        await association.echo()
+    assert "cannot handle command" not in orthanc.process.log(before)

@@ -103,6 +103,12 @@ class Orthanc:
         """End it at once, as a crash of the archive would."""
         self.process.stop(kill=True)
 
+    def start_again(self, *known: Address) -> None:
+        """Start it after `kill`, with the files that it had; destinations have to be made known again."""
+        self.process.start(self._answers)
+        for peer in known:
+            self.know(peer)
+
     def suspend(self) -> None:
         """Make it fall silent with its connections open, as a hung archive does, until `resume`."""
         self.process.signal(signal.SIGSTOP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
@@ -18,6 +19,13 @@ from tests.proxy.running import PROXY_AET, Proxy, proxy_for
 
 ARCHIVES = ("orthanc", "dcmqrscp", "pynetdicom_archive")
 RealArchive = Orthanc | Dcmqrscp | PynetdicomScp
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`storagePath` is relative by default: nothing is to be left where the tests are started."""
+    monkeypatch.chdir(tmp_path)
+
 
 _DESTINATION = Address(PROXY_AET, free_port())
 
@@ -34,6 +42,11 @@ class Source:
     def address(self) -> Address:
         """Where it listens."""
         return self.archive.address
+
+    @property
+    def destination_port(self) -> int:
+        """The port of the move destination that it knows."""
+        return _DESTINATION.port
 
     @property
     def held(self) -> list[Sample]:

@@ -53,7 +53,7 @@ class Answer:
     @classmethod
     async def read(cls, response: aiohttp.ClientResponse) -> Answer:
         """Read it; raises ClientPayloadError where it is cut short."""
-        return cls(response.status, dict(response.headers), await response.read())
+        return cls(response.status, response.headers.copy(), await response.read())
 
     @property
     def content_type(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -62,9 +63,11 @@ async def proxy_for(
     dimse_port: int = 0,
     **more: object,
 ) -> AsyncIterator[Proxy]:
-    """Run the proxy in front of `archives`; the arguments are those of `settings`."""
-    config = parse_config(settings(*archives, use_cget=use_cget, peer=peer, dimse_port=dimse_port, **more))
-    async with running(config) as where:
-        url = f"http://{HOST}:{where.http_port}"
-        async with aiohttp.ClientSession(url) as http:
-            yield Proxy(url, http, where.dimse_port)
+    """Run the proxy in front of `archives`; the arguments are those of `settings`. Its storage goes with it."""
+    with tempfile.TemporaryDirectory(prefix="storage-") as storage:
+        more = {"storagePath": storage, **more}
+        config = parse_config(settings(*archives, use_cget=use_cget, peer=peer, dimse_port=dimse_port, **more))
+        async with running(config) as where:
+            url = f"http://{HOST}:{where.http_port}"
+            async with aiohttp.ClientSession(url) as http:
+                yield Proxy(url, http, where.dimse_port)

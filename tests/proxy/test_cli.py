@@ -299,3 +299,11 @@ async def test_a_log_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert ended.code == 3
     place = tmp_path / "file" / "logs"
     assert ended.err == f"cannot write the log (key: logDir) at {place}: Not a directory\n"
+
+
+@pytest.mark.parametrize("name", ["run", "check-config", "echo"])
+def test_a_certificate_that_cannot_be_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "ca.pem"
+    path = write_config(tmp_path, settings(NOBODY, peer={"name": "main", "tls": {"caFile": str(missing)}}))
+    assert main([name, "--config", str(path)]) == 2
+    assert f"main: {missing} (key: tls.caFile) cannot be read: No such file or directory" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from proxy import __version__
-from proxy.archive import peers
+from proxy.archive.peers import archive as peers
 from proxy.demo.archive import DemoArchive
 from proxy.web.page import _duration
 from tests.peers.orthanc import Orthanc
@@ -137,7 +137,8 @@ async def test_status(up: Address, down: Address) -> None:
         assert state["proxyMode"] == "dimse"
         assert 0 <= state["uptime"] < 30
         assert 10e6 < state["memory"]["rss"] <= state["memory"]["maxRss"] < 4e9
-        assert state["cache"] == {"enabled": False}
+        assert state["cache"] == {"enabled": False, "failure": None}
+        assert (state["retrievals"], state["storesRefused"], state["callersRejected"]) == (0, 0, 0)
         (archive,) = state["archives"]
         assert archive == {
             "name": up.aet,

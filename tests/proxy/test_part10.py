@@ -14,7 +14,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
-from proxy.dicomweb.part10 import FileMeta, IncompleteHeaderError, Part10Error, file_header, read_header
+from proxy.dataset.part10 import FileMeta, IncompleteHeaderError, Part10Error, file_header, read_header
 
 HEAD = 64 * 1024
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from proxy.archive import peers
+from proxy.archive.peers import archive as peers
 from tests.corpus import uid
 from tests.peers.process import HOST, Address
 from tests.peers.pynetdicom_peer import PynetdicomScp

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import pytest
 from pydicom.dataset import Dataset
 
-from proxy.archive import optional, query
 from proxy.archive.errors import ArchiveFailedError, TooBroadError
-from proxy.archive.peers import Archive
-from proxy.archive.query import Found, Path, Search
+from proxy.archive.peers import optional
+from proxy.archive.peers.archive import Archive
+from proxy.archive.query import cfind, merge, plan
+from proxy.archive.query import search as query
+from proxy.archive.query.search import Found, Path, Search
 from proxy.config_schema import Peer
 from proxy.dataset.levels import Level
 from tests.corpus import uid
@@ -150,7 +152,7 @@ async def test_each_combination_of_listed_values_is_a_search() -> None:
 
 
 def test_too_many_combinations_are_refused_before_any_search() -> None:
-    many_values = "\\".join(map(str, range(query.MAX_VALUE_COMBINATIONS + 1)))
+    many_values = "\\".join(map(str, range(plan.MAX_VALUE_COMBINATIONS + 1)))
     with pytest.raises(ValueError, match="combinations"):
         query.check(Search(STUDY, {}, {MODALITIES: many_values}))
     query.check(Search(STUDY, {}, {MODALITIES: many_values.rpartition("\\")[0]}))
@@ -179,7 +181,7 @@ async def test_answers_of_no_use_are_left_out() -> None:
 
 
 async def test_a_bound_on_what_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "MAX_PARENTS", 10)
+    monkeypatch.setattr(cfind, "MAX_PARENTS", 10)
     async with archive_of(many()) as (there, archive):
         with pytest.raises(TooBroadError, match="more than 10"):
             await run(archive, Search(SERIES))
@@ -252,7 +254,7 @@ async def test_the_merge_holds_back_the_quick() -> None:
                 while before != quick.given:
                     before = quick.given
                     await asyncio.sleep(0.2)
-            for _ in range(5 * query.MERGE_QUEUE):
+            for _ in range(5 * merge.MERGE_QUEUE):
                 await anext(answers)
         assert quick.closed.is_set()
 

@@ -8,7 +8,7 @@ import pytest
 
 import dul
 from dul import uids
-from proxy.archive.refilter import Refilter
+from proxy.archive.query.refilter import Refilter
 from proxy.dataset.dictionary import tag_of
 from proxy.dataset.reader import parse
 from proxy.dataset.writer import encode_identifier

@@ -253,9 +253,9 @@ async def test_an_archive_that_is_not_there_yet(samples: Corpus, tmp_path: Path)
         assert (status, b"main archive" in body) == (502, True)
         assert (await get(f"{proxy.url}/studies/{samples.study_uids[0]}"))[0] == 502
         async with archive_of(samples, port):
+            assert await asyncio.to_thread(wait_until, lambda: "main archive answers again" in proxy.log(), 5)
             assert (await get(f"{proxy.url}/studies"))[0] == 200
             assert (await get(f"{proxy.url}/studies/{samples.study_uids[0]}"))[0] == 200
-        assert "main archive answers again" in proxy.log()
         assert (await get(f"{proxy.url}/studies"))[0] == 502
     assert "Traceback" not in proxy.log()
 

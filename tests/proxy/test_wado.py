@@ -20,11 +20,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from tests import corpus
 from tests.corpus import Corpus, Sample
+from tests.faultpeer import Retrieve, Stored, in_front_of, small_study
 from tests.peers.orthanc import Orthanc
 from tests.proxy.conftest import Source
 from tests.proxy.retrieved import Answer, digests, expected, get, path_of
 from tests.proxy.running import Proxy, proxy_for
-from tests.proxy.scripted_archive import Retrieve, Stored, in_front_of, small_study
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 MULTIPART = 'multipart/related; type="application/dicom"'

@@ -16,13 +16,13 @@ import pytest
 from dul import dimse
 from tests import corpus
 from tests.corpus import Corpus
+from tests.faultpeer import Retrieve, ScriptedArchive, Stored, honest, in_front_of, small_study
 from tests.peers.dcmtk import Dcmqrscp, Scu
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import Address, free_port
 from tests.proxy.command import program, write_config
 from tests.proxy.retrieved import digests, expected, get, path_of, read_parts
 from tests.proxy.running import PROXY_AET, Proxy, proxy_for, settings
-from tests.proxy.scripted_archive import Retrieve, ScriptedArchive, Stored, honest, in_front_of, small_study
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -61,6 +61,9 @@ def large_study(instances: int, sent: Sent) -> list[Stored]:
     return [stored(100 + number) for number in range(instances)]
 
 
+NO_STORAGE = "/dev/null/storage"
+"""A `storagePath` that cannot be used."""
+
 # --- slow clients --------------------------------------------------------------------------------------------
 
 
@@ -70,13 +73,19 @@ def peak_memory(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-async def test_a_slow_client_holds_back_the_archive(use_cget: bool, tmp_path: Path) -> None:
-    """106 MB, of which the client takes 3 MB each second at first: the proxy does not hold the rest meanwhile."""
+@pytest.mark.parametrize("with_storage", [True, False], ids=["storage", "no storage"])
+async def test_a_slow_client(use_cget: bool, with_storage: bool, tmp_path: Path) -> None:
+    """106 MB, of which the client takes 3 MB each second at first: the proxy does not hold the rest in memory.
+
+    It goes to the spool meanwhile, and the archive is done soon; without a spool, the archive has to wait.
+    """
     sent = Sent()
     study = large_study(50, sent)
     destination = Address(PROXY_AET, free_port())
     async with ScriptedArchive(study, destination=destination) as archive:
-        config = write_config(tmp_path, settings(archive.address, use_cget=use_cget, dimse_port=destination.port))
+        storage = str(tmp_path / "storage") if with_storage else NO_STORAGE
+        options = settings(archive.address, use_cget=use_cget, dimse_port=destination.port, storagePath=storage)
+        config = write_config(tmp_path, options)
         async with program("run", "--config", str(config), folder=tmp_path) as proxy, aiohttp.ClientSession() as http:
             async with http.get(f"{proxy.url}/studies/1.2.3") as response:
                 assert response.status == 404
@@ -87,8 +96,11 @@ async def test_a_slow_client_holds_back_the_archive(use_cget: bool, tmp_path: Pa
                 for _ in range(3):
                     await read_slowly(response, body, per_second=3 * MB, seconds=1)
                     marks.append(sent.size)
-                assert sent.size < len(body) + 40 * MB, "what is under way is in the buffers of two connections"
-                assert marks[-1] - marks[0] < 6 * MB + 5 * MB, "the archive sends as fast as the client reads"
+                if with_storage:
+                    assert sent.size > 100 * MB, "the archive does not have to wait"
+                else:
+                    assert sent.size < len(body) + 40 * MB, "what is under way is in the buffers of two connections"
+                    assert marks[-1] - marks[0] < 6 * MB + 5 * MB, "the archive sends as fast as the client reads"
                 body += await response.read()
                 content_type = response.headers["Content-Type"]
             assert peak_memory(proxy.process.pid) - before < 40 * MB
@@ -125,7 +137,7 @@ async def test_a_client_that_is_slower_than_every_timeout(use_cget: bool) -> Non
 
 async def test_a_slow_client_of_an_archive_that_answers_before_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for the client is on its way, and not late."""
-    monkeypatch.setattr("proxy.archive.retrieve.ARRIVAL_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.archive.retrieval.fetch.ARRIVAL_GRACE_SECONDS", 0.2)
     study = large_study(12, Sent())
 
     async def script(request: Retrieve) -> None:
@@ -181,7 +193,7 @@ async def until_cancelled(request: Retrieve) -> None:
 async def test_a_client_that_leaves_midway(pause: float, use_cget: bool) -> None:
     sent = Sent()
     study = large_study(50, sent)
-    async with in_front_of(study, until_cancelled, use_cget=use_cget) as (archive, proxy):
+    async with in_front_of(study, until_cancelled, use_cget=use_cget, storagePath=NO_STORAGE) as (archive, proxy):
         async with proxy.http.get(path_of(study[0].sample, "study")) as response:
             await response.content.readany()
             await asyncio.sleep(pause)

@@ -12,12 +12,12 @@ import dul
 from dul import dimse, uids
 from tests import corpus
 from tests.corpus import Corpus
+from tests.faultpeer import Retrieve, Script, Stored, in_front_of, small_study
 from tests.peers.dcmtk import Scu
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import Address
 from tests.proxy.retrieved import digests, expected, get, path_of
 from tests.proxy.running import Proxy, proxy_for
-from tests.proxy.scripted_archive import Retrieve, Script, Stored, in_front_of, small_study
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -1,0 +1,77 @@
+"""What is kept on the disk at `storagePath`: the spool, and the cache where it is enabled.
+
+A storage that cannot be used is no reason not to serve: then nothing is kept, and slow clients hold archives back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from proxy.archive.cache.cache import Cache, CacheError, purge_storage
+from proxy.archive.cache.files import Storage, StorageInUseError
+from proxy.archive.spool.files import RetrievalFolder, SpoolFolder
+
+logger = logging.getLogger(__name__)
+
+MEGABYTE: Final = 1024 * 1024
+
+
+class Depot:
+    """The storage of a running proxy, between `open` and `close`."""
+
+    def __init__(self, folder: Path, *, use_cache: bool, retention_seconds: float, max_bytes: int) -> None:
+        self.cache: Cache | None = None
+        self.failure: str | None = None
+        """Why there is no storage, for an administrator."""
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._wanted = Cache(folder, retention_seconds=retention_seconds, max_bytes=max_bytes) if use_cache else None
+        self._spool: SpoolFolder | None = None
+        self._lock = -1
+
+    async def open(self) -> None:
+        """Take the storage; `StorageInUseError` when another proxy has it. Goes on without when it cannot be used."""
+        try:
+            if self._wanted is not None:
+                await self._wanted.open()
+                self.cache = self._wanted
+            else:
+                self._lock = await asyncio.to_thread(_take_without_cache, self._folder)
+        except StorageInUseError:
+            raise
+        except (CacheError, OSError) as error:
+            self.failure = str(error)
+            logger.error("going on without storage: %s", error)
+        else:
+            self._spool = SpoolFolder(Storage(self._folder).spool, self._max_bytes)
+
+    def new_folder(self) -> RetrievalFolder | None:
+        """A folder for the spool of one retrieval."""
+        return self._spool.new() if self._spool is not None else None
+
+    async def close(self) -> None:
+        """Give the storage back."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        if self.cache is not None:
+            await self.cache.close()
+            self.cache = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _take_without_cache(folder: Path) -> int:
+    """Take the storage for the spool alone. What an earlier configuration kept goes: nobody would remove it later."""
+    lock = Storage(folder).take()
+    try:
+        purge_storage(folder)
+    except CacheError:
+        os.close(lock)
+        raise
+    return lock
