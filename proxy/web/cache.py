@@ -6,6 +6,7 @@ import ipaddress
 
 from aiohttp import web
 
+from proxy.archive.cache.cache import Purged
 from proxy.dicomweb.errors import error_response
 from proxy.dicomweb.keys import ARCHIVES
 from proxy.dicomweb.urls import target_of
@@ -20,9 +21,7 @@ async def purge(request: web.Request) -> web.Response:
         return error_response(403, "only from the machine that the proxy runs on; there is also the command purge")
     study = target_of(request).study if "study" in request.match_info else None
     cache = request.app[ARCHIVES].depot.cache
-    if cache is None:
-        return error_response(404, "there is no cache")
-    purged = await cache.purge(study)
+    purged = await cache.purge(study) if cache is not None else Purged(0, 0)
     return web.json_response({"instances": purged.instances, "bytes": purged.bytes})
 
 

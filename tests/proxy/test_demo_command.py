@@ -118,7 +118,7 @@ async def test_a_folder_of_ones_own(samples: Corpus, tmp_path: Path, scratch: Pa
             peer = (await response.json())["peer"]
         archive = Address(peer["aet"], peer["port"])
         await asyncio.to_thread(lambda: Scu(archive).store([samples.path(sample)], "--required").succeeded())
-        assert len(list(scratch.rglob("*.dcm"))) == 1
+        assert len(list(scratch.glob("*/received/*.dcm"))) == 1
         await demo.end(signal.SIGINT, within=3)
     assert sorted(samples.folder.iterdir()) == before
     assert not list(scratch.iterdir())

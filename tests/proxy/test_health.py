@@ -147,6 +147,8 @@ async def test_status(up: Address, down: Address) -> None:
             "associations": 0,
             "maxAssociations": 4,
             "lastError": None,
+            "breaker": "closed",
+            "retrySeconds": None,
         }
         assert (await state_of(proxy, "/health"))[1].keys() == state.keys()
     async with proxy_for(down) as proxy:

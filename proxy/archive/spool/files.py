@@ -91,7 +91,7 @@ class SpoolFolder:
 
     def close(self) -> None:
         """End the threads; nothing is spooled any more."""
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        self.threads.shutdown(wait=True)
 
 
 class RetrievalFolder:
@@ -164,10 +164,11 @@ class RetrievalFolder:
 
     async def remove(self) -> None:
         """Remove the folder with all files; readers that have one open can go on."""
-        if self._made:
-            await asyncio.get_running_loop().run_in_executor(self.threads, self._remove)
         self._parent.used -= self._bytes
         self._bytes = 0
+        if self._made:
+            # Whoever waits for it may be cancelled, but not the removal.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self.threads, self._remove))
 
     def _remove(self) -> None:
         try:
