@@ -60,14 +60,20 @@ class Source:
         return not isinstance(self.archive, Dcmqrscp) or sample.transfer_syntax_uid == ExplicitVRLittleEndian
 
 
+def destination_of(archive: RealArchive) -> Address:
+    """Where an archive sends what the proxy asks for by C-MOVE; makes it known there."""
+    # Not all can be told without a restart, so the proxies of all tests take turns on one port.
+    if isinstance(archive, Orthanc) or archive.destinations.get(PROXY_AET) != _DESTINATION:
+        archive.know(_DESTINATION)
+    return _DESTINATION
+
+
 @pytest.fixture(params=[f"{archive}-{how}" for archive in ARCHIVES for how in ("move", "get")])
 def source(request: pytest.FixtureRequest, samples: Corpus) -> Source:
     """Each of the real archives, by C-MOVE and by C-GET."""
     name, _, how = request.param.partition("-")
     archive: RealArchive = request.getfixturevalue(name)
-    # The others have to be restarted for it, so the proxies of all tests take turns on one port.
-    if isinstance(archive, Orthanc) or archive.destinations.get(PROXY_AET) != _DESTINATION:
-        archive.know(_DESTINATION)
+    destination_of(archive)
     return Source(archive, how == "get", samples)
 
 
