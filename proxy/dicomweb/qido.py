@@ -12,7 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from proxy.archive.errors import ArchiveError, ArchiveFailedError
-from proxy.archive.peers.optional import RARE
+from proxy.archive.peers.habits import RARE
 from proxy.archive.query import search as archive_query
 from proxy.archive.query.search import Found, Path
 from proxy.dataset.dictionary import keyword_of

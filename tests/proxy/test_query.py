@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from proxy.archive.errors import ArchiveFailedError, TooBroadError
-from proxy.archive.peers import optional
+from proxy.archive.peers import habits
 from proxy.archive.peers.archive import Archive
 from proxy.archive.query import cfind, merge, plan
 from proxy.archive.query import search as query
@@ -270,7 +270,7 @@ async def test_an_attribute_that_never_comes_is_not_asked_for_any_more(monkeypat
         assert ["InstanceAvailability" in keys for keys in there.searches] == [True, True, False]
         # A client that names it asks all the same, and after a while it is tried again.
         await run(archive, Search(STUDY, returned=[(AVAILABILITY,)], welcome=[AVAILABILITY]))
-        monkeypatch.setattr(optional, "ASK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(habits, "ASK_AGAIN_SECONDS", 0.0)
         await run(archive, search)
         assert ["InstanceAvailability" in keys for keys in there.searches[3:]] == [True, True]
 

@@ -103,14 +103,14 @@ async def test_a_proven_cap_is_remembered_whatever_the_number() -> None:
     shelf = Shelf(entries(25), cap=CAP)
     async with archive_of(shelf) as (there, archive):
         await search(archive)
-        assert archive.optional_keys.caps.cap == CAP
+        assert archive.habits.caps.cap == CAP
         there.searches.clear()
         await search(archive, on("20240101-20240109"))
         assert len(there.searches) == 1
         shelf.cap = 20  # the administrator has raised it
         found, _ = await search(archive)
         assert set(found) == uids_of(shelf.entries)
-        assert archive.optional_keys.caps.cap == 20
+        assert archive.habits.caps.cap == 20
 
 
 async def test_a_number_below_what_was_once_given_is_no_cap() -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from proxy.archive.errors import ArchiveFailedError, TooBroadError
-from proxy.archive.peers import optional
+from proxy.archive.peers import habits
 from proxy.archive.peers.archive import Archive
 from proxy.archive.query import cfind
 from proxy.archive.query import search as query
@@ -148,7 +148,7 @@ async def test_after_a_while_the_key_is_tried_again(monkeypatch: pytest.MonkeyPa
     async with archive_of(shelf) as (there, archive):
         await found_by(archive, wanting("CT"))
         shelf.refuses = ()
-        monkeypatch.setattr(optional, "ASK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(habits, "ASK_AGAIN_SECONDS", 0.0)
         there.searches.clear()
         await found_by(archive, wanting("CT"))
         assert levels(there) == ["STUDY"]
@@ -159,7 +159,7 @@ async def test_a_failure_for_another_reason_stays_one_and_is_not_held_against_th
         with pytest.raises(ArchiveFailedError, match="0xA900"):
             await found_by(archive, wanting("CT"))
         assert ["ModalitiesInStudy" in keys for keys in there.searches] == [True, False]
-        assert not archive.optional_keys.refuses(MODALITIES_IN_STUDY)
+        assert not archive.habits.refuses(MODALITIES_IN_STUDY)
 
 
 @pytest.mark.parametrize("status", [0x0122, 0x0110])

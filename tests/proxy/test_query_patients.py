@@ -252,7 +252,7 @@ async def test_a_failure_for_another_reason_is_not_taken_for_a_refusal(status: i
     async with archive_of(handler) as archive:
         with pytest.raises(ArchiveFailedError, match=f"0x{status:04X}"):
             await query.patient_id(archive, uid(9, 1))
-        assert not archive.optional_keys.refuses(PATIENT_ID[0])
+        assert not archive.habits.refuses(PATIENT_ID[0])
     assert "PATIENT" not in {level for level, _ in handler.asked}
 
 

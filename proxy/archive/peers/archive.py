@@ -23,7 +23,7 @@ from dul import uids
 from dul.channel import Channel
 from proxy.archive.errors import ArchiveBusyError, ArchiveError, ArchiveFailedError, from_dul
 from proxy.archive.peers.breaker import Breaker, BreakerState
-from proxy.archive.peers.optional import OptionalKeys
+from proxy.archive.peers.habits import Habits
 from proxy.archive.peers.tls import client_context
 from proxy.archive.peers.turns import TooManyWaitError, Turns
 from proxy.config_schema import Peer
@@ -95,7 +95,7 @@ class Archive:
         self.health = Health()
         self.breaker = Breaker(time.monotonic)
         """Whether it is asked at all, for others to look at."""
-        self.optional_keys = OptionalKeys()
+        self.habits = Habits()
         self.find_model, self.move_model, self.get_model = _MODELS[peer.query_model]
         """The Query/Retrieve Information Model by which it is asked (PS3.4 C.6), for each service."""
         self.query_contexts: Contexts = (dul.Context(self.find_model),)

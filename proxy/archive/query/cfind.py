@@ -137,7 +137,7 @@ async def c_find(
     async with contextlib.aclosing(archive.find(identifier)) as found:
         async for match in found:
             answer = read(archive, Kept(match), plan.unique)
-            archive.optional_keys.learn(plan.level, welcome, answer.elements)
+            archive.habits.learn(plan.level, welcome, answer.elements)
             # An answer without its unique key is of no use, one with another is of an archive that ignores keys.
             passes = answer.uid != "" and (wanted is None or answer.uid in wanted)
             passes = passes and (patient_id is None or _is_of(archive, answer, patient_id))
@@ -153,7 +153,7 @@ def _keys(
 ) -> tuple[dict[Path, str], list[int]]:
     """The keys of the identifier, and which of them are merely welcome."""
     keys: dict[Path, str] = dict.fromkeys(plan.returned, "")
-    welcome = [tag for tag in plan.welcome if archive.optional_keys.worth_asking(plan.level, tag)]
+    welcome = [tag for tag in plan.welcome if archive.habits.worth_asking(plan.level, tag)]
     keys.update(((tag,), "") for tag in welcome)
     keys[(plan.unique,)] = ""
     keys.update(matches)

@@ -75,7 +75,7 @@ class _List:
     def __init__(self, lists: Lists, plan: Plan, matches: Mapping[Path, str], above: Mapping[int, str]) -> None:
         self._lists = lists
         self._archive = lists.archive
-        self._caps = lists.archive.optional_keys.caps
+        self._caps = lists.archive.habits.caps
         self._plan = plan
         self._matches = matches
         self._above = above

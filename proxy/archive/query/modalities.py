@@ -59,7 +59,7 @@ async def _decided(
 
 async def _asked(lists: Lists, plan: Plan, above: Mapping[int, str]) -> AsyncGenerator[Answer, None]:
     """The answers with the key or, where the archive refuses it, without."""
-    habits = lists.archive.optional_keys
+    habits = lists.archive.habits
     attempts = [plan, plan.without(MODALITIES_IN_STUDY)]
     if habits.refuses(MODALITIES_IN_STUDY):
         del attempts[0]

@@ -67,7 +67,7 @@ async def patient_ids(archive: Archive, studies: Iterable[str], known: Known | N
 async def _owners_told(archive: Archive, studies: frozenset[str], known: Known) -> dict[str, str]:
     """The owners that an archive tells without being told them."""
     owners: dict[str, str] = {}
-    habits = archive.optional_keys
+    habits = archive.habits
     if habits.refuses(PATIENT_ID):
         return owners
     plan = Plan(Level.STUDY, _STUDY, {(_STUDY,): "\\".join(sorted(studies))}, ((PATIENT_ID,),))
@@ -89,7 +89,7 @@ async def _owners_told(archive: Archive, studies: frozenset[str], known: Known) 
 async def _owners_sought(archive: Archive, studies: frozenset[str], known: Known) -> dict[str, str]:
     """The owners, found by looking into one patient after the other; not where an archive tells who is there."""
     owners: dict[str, str] = {}
-    if archive.optional_keys.takes(PATIENT_ID):
+    if archive.habits.takes(PATIENT_ID):
         return owners
     lists = Lists(archive, Remarks())
     everybody = Plan(PATIENT, PATIENT_ID)

@@ -35,7 +35,7 @@ class _Record:
 
 
 @dataclass(slots=True)
-class OptionalKeys:
+class Habits:
     """What one archive has been found to answer, by level and attribute; `caps` has the same for whole lists."""
 
     caps: Caps = field(default_factory=Caps)
