@@ -84,7 +84,7 @@ def _cache(depot: Depot) -> dict[str, Any]:
     usage = depot.cache.usage()
     return {
         "enabled": True,
-        "failure": usage.failure,
+        "failure": depot.failure,
         "instances": usage.instances,
         "bytes": usage.bytes,
         "maxBytes": usage.max_bytes,

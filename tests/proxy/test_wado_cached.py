@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -211,6 +212,38 @@ async def test_a_storage_that_cannot_be_used_is_no_reason_not_to_serve(caplog: p
     assert cache["enabled"] is False
     assert "/dev/null/none" in cache["failure"]
     assert [record for record in caplog.records if "going on without storage" in record.getMessage()]
+
+
+async def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    """As the operating system tells it, by a limit on the size of files: all is served, and the failure is shown."""
+    study = small_study(1, 3, side=1024)
+    destination = Address(PROXY_AET, free_port())
+    async with ScriptedArchive(study, destination=destination) as archive:
+        options = settings(archive.address, use_cget=True, enableCache=True, storagePath=str(tmp_path / "storage"))
+        config = write_config(tmp_path, options)
+        async with (
+            program("run", "--config", str(config), folder=tmp_path) as proxy,
+            aiohttp.ClientSession(proxy.url) as http,
+        ):
+
+            async def fetch(level: str) -> str:
+                async with http.get(path_of(study[0].sample, level)) as response:
+                    answer = await Answer.read(response)
+                assert digests(answer.files) == expected(stored.sample for stored in study)
+                return answer.headers["X-Cache"]
+
+            async def failure() -> object:
+                await asyncio.sleep(0.2)  # it is noted when the retrieval has been seen through
+                async with http.get("/status") as response:
+                    return (await response.json())["cache"]["failure"]
+
+            unlimited = resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+            assert [await fetch("series"), await fetch("series")] == ["MISS", "MISS"]
+            assert await failure() == "the spool cannot be written: File too large"
+            resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE, unlimited)
+            assert await fetch("study") == "MISS"
+            assert await failure() is None
+            assert await fetch("study") == "HIT"
 
 
 async def test_a_folder_that_another_proxy_has(tmp_path: Path) -> None:

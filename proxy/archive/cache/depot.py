@@ -25,8 +25,8 @@ class Depot:
 
     def __init__(self, folder: Path, *, use_cache: bool, retention_seconds: float, max_bytes: int) -> None:
         self.cache: Cache | None = None
-        self.failure: str | None = None
-        """Why there is no storage, for an administrator."""
+        self._unusable: str | None = None
+        self._unwritable: str | None = None
         self._folder = folder
         self._max_bytes = max_bytes
         self._wanted = Cache(folder, retention_seconds=retention_seconds, max_bytes=max_bytes) if use_cache else None
@@ -44,10 +44,20 @@ class Depot:
         except StorageInUseError:
             raise
         except (CacheError, OSError) as error:
-            self.failure = str(error)
+            self._unusable = str(error)
             logger.error("going on without storage: %s", error)
         else:
             self._spool = SpoolFolder(Storage(self._folder).spool, self._max_bytes)
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is kept, or not all that should be, for an administrator; None when all is well."""
+        failure = self.cache.usage().failure if self.cache is not None else None
+        return self._unusable or self._unwritable or failure
+
+    def note_writing(self, error: OSError | None) -> None:
+        """Take note of how writing to the spool went the last time."""
+        self._unwritable = None if error is None else f"the spool cannot be written: {error.strerror}"
 
     def new_folder(self) -> RetrievalFolder | None:
         """A folder for the spool of one retrieval."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Final, Protocol
 
 import dul
@@ -23,7 +23,7 @@ from proxy.archive.errors import (
     IncompleteError,
     NotFoundError,
 )
-from proxy.archive.peers.archive import Archive
+from proxy.archive.peers.archive import Archive, Contexts, Lease
 from proxy.archive.query import search as query
 from proxy.archive.query.known import Known
 from proxy.archive.retrieval.contexts import contexts_for_get
@@ -73,6 +73,7 @@ class Fetch:
         self._contexts: list[dul.Context] | None = None
         self._patient_id: str | None = None
         self._progress = dul.Progress(dimse.PENDING)
+        self._is_queued = False
         self._reason = ""
         """Why something is missing, in words for a client."""
 
@@ -103,13 +104,15 @@ class Fetch:
     async def _with_progress(self, work: Awaitable[None]) -> None:
         """Await `work` as long as something arrives at least every `retrieve` (or `idle`, if less) seconds.
 
-        Time in which the archive is held back by slow readers does not count. An archive that has to bring what is
-        asked for from its long-term store first (InstanceAvailability NEARLINE or OFFLINE) gets `nearline` seconds.
+        Time in which it waits for its turn, or the archive is held back by slow readers, does not count. An archive
+        that has to bring what is asked for from its long-term store first (InstanceAvailability NEARLINE or OFFLINE)
+        gets `nearline` seconds.
         """
         timeouts = self._archive.peer.timeouts
         seconds = min(timeouts.retrieve, timeouts.idle)
         task = asyncio.ensure_future(work)
         asked = False
+        self._retrieval.progressed()  # what another archive did before is not this one's fault
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=self._time_left(seconds))
@@ -130,7 +133,7 @@ class Fetch:
 
     def _time_left(self, seconds: float) -> float:
         now = asyncio.get_running_loop().time()
-        if self._retrieval.spool.is_held_back:
+        if self._is_queued or self._retrieval.spool.is_held_back:
             self._retrieval.last_progress = now
         return self._retrieval.last_progress + seconds - now
 
@@ -247,6 +250,17 @@ class Fetch:
             self._patient_id = await query.patient_id(self._archive, target.study, self._known)
         await (self._get(target) if self._archive.peer.use_cget else self._move(target))
 
+    @contextlib.asynccontextmanager
+    async def _lease(self, contexts: Contexts) -> AsyncIterator[Lease]:
+        self._is_queued = True
+        try:
+            async with self._archive.lease(contexts, long=True) as lease:
+                self._is_queued = False
+                self._retrieval.progressed()
+                yield lease
+        finally:
+            self._is_queued = False
+
     async def _move(self, target: Target) -> None:
         taken = self._retrieval.taken
         with contextlib.ExitStack() as expecting:
@@ -264,7 +278,7 @@ class Fetch:
 
     async def _c_move(self, target: Target, expecting: contextlib.ExitStack) -> None:
         archive = self._archive
-        async with archive.lease(archive.move_contexts, long=True) as lease:
+        async with self._lease(archive.move_contexts) as lease:
             operation = lease.association.move(
                 lambda syntax: target.identifier(syntax, self._patient_id),
                 destination=archive.peer.local_aet,
@@ -294,7 +308,7 @@ class Fetch:
         archive = self._archive
         if self._contexts is None:
             self._contexts = await contexts_for_get(archive, target.study, self._known)
-        async with archive.lease(self._contexts, long=True) as lease:
+        async with self._lease(self._contexts) as lease:
             operation = lease.association.get(
                 lambda syntax: target.identifier(syntax, self._patient_id), model=archive.get_model
             )

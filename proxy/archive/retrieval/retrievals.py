@@ -208,6 +208,8 @@ class Retrievals:
             await asyncio.wait([fetching])
             if retrieval.keeping:
                 await self._keep(retrieval)
+            if retrieval.spool.has_written:
+                self._depot.note_writing(retrieval.spool.write_error)
             self._active.pop(retrieval)
             while retrieval.readers:
                 await retrieval.left.wait()

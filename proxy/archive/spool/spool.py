@@ -194,6 +194,11 @@ class Spool:
         """False without a storage, after a file could not be written, and past the bound of the spool."""
         return self._folder is not None and self.write_error is None and not self.is_beyond_bound
 
+    @property
+    def has_written(self) -> bool:
+        """True when there was something to write, whether that could be done or not."""
+        return self._writer is not None
+
     # --- the archive's side ----------------------------------------------------------------------------------
 
     async def begin(self, info: InstanceInfo, header: bytes) -> SpooledInstance:
