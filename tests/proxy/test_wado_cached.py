@@ -101,13 +101,13 @@ async def test_on_either_event_loop_a_slow_client_gets_it_whole(uvloop: bool, tm
 
 
 async def test_a_client_that_leaves_midway_leaves_no_file_open(tmp_path: Path) -> None:
-    study = small_study(1, 2, side=1024)
+    study = small_study(1, 16, side=1024)  # more than fits into the buffers of a connection
     async with warm(study, tmp_path) as (_, proxy):
         for _ in range(3):
             reader, writer = await asyncio.open_connection(HOST, int(proxy.url.rpartition(":")[2]), limit=1000)
             writer.write(f"GET {path_of(study[0].sample, 'study')} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
             await reader.readexactly(500)
-            assert open_below(tmp_path)
+            assert list(tmp_path.glob("spool/*/*"))
             writer.transport.abort()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
