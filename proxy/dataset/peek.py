@@ -118,7 +118,9 @@ class UidPeek:
             start = pos + 8
             if self._explicit:
                 group, number, letters, length = head(data, pos)
-                if letters not in SHORT_VRS:
+                if group == _DELIMITERS:  # no VR, whatever the first bytes of the length look like (PS3.5 7.5)
+                    (length,) = self._long(data, start - 4)
+                elif letters not in SHORT_VRS:
                     # As the reader has it: long VRs, those of a later edition, and what was written as implicit.
                     letter = letters.isalpha() and letters.isupper()
                     if letters in LONG_VRS or (letter and not length):

@@ -216,3 +216,18 @@ def test_nothing_raises_and_cuts_make_no_difference(data: bytes, transfer_syntax
 def test_implicit_vr_sequences_of_undefined_length() -> None:
     data = implicit(0x00081110, ITEM + IMPLICIT_DECOY + ITEM_END + SEQUENCE_END, UNDEFINED) + IMPLICIT_DECOY
     assert found(feed(data, IMPLICIT_VR_LITTLE_ENDIAN, [3])) == ("9.9", "9.8", None)
+
+
+@pytest.mark.parametrize("letters", [b"CS", b"OB", b"CC", b"ZZ"])
+def test_the_length_of_an_item_may_look_like_a_vr(letters: bytes) -> None:
+    """Items have none (PS3.5 7.5)."""
+    length = int.from_bytes(letters + b"\0\0", "little")
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
+    item = b"\xfe\xff\x00\xe0" + length.to_bytes(4, "little") + bytes(length)
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0"
+    uids = b"".join(
+        b"\x20\x00" + bytes([number, 0]) + b"UI\x06\x00" + uid for number, uid in ((13, b"1.2.3\0"), (14, b"1.2.4\0"))
+    )
+    peek = UidPeek("1.2.840.10008.1.2.1")
+    assert peek.feed(sequence + item + end + uids)
+    assert (peek.study, peek.series) == ("1.2.3", "1.2.4")
