@@ -246,6 +246,7 @@ def _between_keys(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
     yield from _repeated_peers(raw)
     yield from _repeated_names(raw)
     yield from _halves_of_pairs(raw)
+    yield from _unknown_receiver(raw)
 
 
 def _peers(raw: Mapping[str, object]) -> list[object]:
@@ -313,6 +314,18 @@ def _halves_of_pairs(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(key, tls.get(other, MISSING), f"a path, since {given} is given")
 
 
+def _unknown_receiver(raw: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    wanted = raw.get("storeTo", MISSING)
+    peers = [peer for peer in _peers(raw) if isinstance(peer, Mapping)]
+    titles = Counter(str(peer.get("name") or peer.get("aet")).strip(" ") for peer in peers)
+    names = []
+    for peer in peers:
+        aet, ip, port = (str(peer.get(key)).strip(" ") for key in ("aet", "ip", "port"))
+        names.append(str(peer.get("name") or _name_without(aet, ip, port, titles)))
+    if isinstance(wanted, str) and names and wanted not in names:
+        yield ConfigProblem("storeTo", wanted, f"the name of a peer: {', '.join(map(show, names))}")
+
+
 # --- fallbacks ---------------------------------------------------------------------------------------------
 
 
@@ -326,13 +339,18 @@ def _with_fallbacks(config: Config) -> Config:
     }
     names = Counter(peer.name or peer.aet for peer in config.dimse.peers)
     peers = tuple(_completed(peer, shared, config.dimse.timeouts, names) for peer in config.dimse.peers)
-    return config.model_copy(update={"dimse": config.dimse.model_copy(update={"peers": peers})})
+    dimse = config.dimse.model_copy(update={"peers": peers})
+    return config.model_copy(update={"dimse": dimse, "store_to": config.store_to or peers[0].name})
+
+
+def _name_without(aet: str, ip: str, port: str, names: Mapping[str, int]) -> str:
+    """How a peer without a name is called; `names` counts the names, and the AE titles of those without."""
+    # AE titles need not tell archives apart, where each is at an address of its own.
+    return aet if names[aet] == 1 else f"{aet} at {ip}:{port}"
 
 
 def _completed(peer: Peer, shared: Mapping[str, object], timeouts: Timeouts, names: Mapping[str, int]) -> Peer:
-    # AE titles need not tell archives apart, where each is at an address of its own.
-    name = peer.aet if names[peer.aet] == 1 else f"{peer.aet} at {peer.ip}:{peer.port}"
-    fallbacks = {"name": name, **shared}
+    fallbacks = {"name": _name_without(peer.aet, peer.ip, str(peer.port), names), **shared}
     update = {name: value for name, value in fallbacks.items() if name not in peer.model_fields_set}
     own = {name: getattr(peer.timeouts, name) for name in peer.timeouts.model_fields_set}
     return peer.model_copy(update={**update, "timeouts": timeouts.model_copy(update=own)})

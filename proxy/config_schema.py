@@ -201,7 +201,10 @@ class Cors(Section):
 
 
 class Config(Section):
-    """The whole configuration, checked, every default and fallback filled in. Made by `parse_config` only."""
+    """The whole configuration, checked, every default and fallback filled in. Made by `parse_config` only.
+
+    `store_to` is the name of the peer that uploads go to; empty only where there are no peers.
+    """
 
     proxy_mode: Annotated[Literal["dimse", "dicomweb"], Allowed('"dimse" or "dicomweb"')]
     dimse: Annotated[
@@ -228,6 +231,13 @@ class Config(Section):
         Field(ge=1, le=10**9, alias="cacheMaxSizeMB"),
         Allowed("a whole number of megabytes from 1 to 1000000000"),
     ] = 10240
+    store_to: Annotated[str, Strict(), Allowed("the name of a peer")] = ""
+    max_upload_mb: Annotated[
+        int,
+        Strict(),
+        Field(ge=1, le=10**9, alias="maxUploadMB"),
+        Allowed("a whole number of megabytes from 1 to 1000000000"),
+    ] = 4096
     use_cget: Switch = False
     use_fetch_level: Annotated[Literal["STUDY", "SERIES", "IMAGE"], Allowed('"STUDY", "SERIES" or "IMAGE"')] = "SERIES"
     max_associations: AssociationCount = 4

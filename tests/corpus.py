@@ -306,7 +306,7 @@ def _adapted_files() -> Iterator[bytes]:
         assert isinstance(path, str), f"pydicom has no test file {file}"
         data_set = pydicom.dcmread(path)
         study = studies.setdefault(patient_id, len(NAMES) + 2 + len(studies))
-        _normalise(data_set)
+        normalise(data_set)
         sop_class, modality = data_set.SOPClassUID, data_set.get("Modality") or "OT"
         data_set.update(header(MIXED_STUDY, study, number, 1, sop_class))
         data_set.PatientID = patient_id
@@ -315,7 +315,7 @@ def _adapted_files() -> Iterator[bytes]:
         yield encode(data_set, data_set.file_meta.TransferSyntaxUID)
 
 
-def _normalise(data_set: Dataset) -> None:
+def normalise(data_set: Dataset) -> None:
     """Take out what a re-encoding may change: group lengths, padding, undefined lengths, wrong VRs."""
     for element in list(data_set):
         if element.tag.element == 0 or element.tag in (0xFFFCFFFC, 0x00080005):
@@ -326,4 +326,4 @@ def _normalise(data_set: Dataset) -> None:
             element.is_undefined_length = False
             for item in element.value:
                 item.is_undefined_length_sequence_item = False
-                _normalise(item)
+                normalise(item)

@@ -16,6 +16,7 @@ from proxy.archive.retrieval.inbox import Inbox
 from proxy.archive.retrieval.retrievals import Retrievals
 from proxy.archive.retrieval.sources import Sources
 from proxy.archive.retrieval.target import Target
+from proxy.archive.storing.storing import Storing
 from proxy.config_schema import Config
 from proxy.dataset.levels import Level
 
@@ -39,6 +40,8 @@ class Archives:
         self._known = Known()
         sources = Sources(self.archives, self.inbox, self._known)
         self.retrievals = Retrievals(sources, self.depot, Level(config.use_fetch_level))
+        receiver = next(archive for archive in self.archives if archive.name == config.store_to)
+        self.storing = Storing(receiver, self.depot, self._known)
         self._settings = settings
         self._server: dul.Server | None = None
         if config.uses_cmove:
@@ -68,6 +71,7 @@ class Archives:
     async def close(self, seconds: float) -> None:
         """Listen no more and end every association, by release where that takes no longer than `seconds`."""
         await self.retrievals.close()
+        await self.storing.close()
         if self._server is not None:
             await self._server.close()
             await self._hosts.close()

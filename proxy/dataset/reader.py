@@ -72,8 +72,8 @@ UNPACK: Final = {
     for little, order in ((True, "<"), (False, ">"))
 }
 
-_UNIT: Final = {
-    # Bytes of the units that change places in big endian, and the type code of `array` for them
+UNITS: Final = {
+    # By VR: bytes of the units that change places in big endian, and the type code of `array` for them
     "AT": (2, "H"),
     "OW": (2, "H"),
     "SS": (2, "H"),
@@ -267,7 +267,7 @@ class _Reader:
             stop = pos + 8 + length
             if stop > end:
                 raise DatasetError("the value is longer than the data set", pos, tag)
-            value = data[pos + 8 : stop] if little else _turned(vr, data[pos + 8 : stop])
+            value = data[pos + 8 : stop] if little else little_endian(vr, data[pos + 8 : stop])
             if tag == PIXEL_REPRESENTATION:
                 self._signed = value[:1] == b"\1"
             found.append(Element(tag, vr, value))
@@ -357,7 +357,7 @@ class _Reader:
             items, stop = reader.items(tag, pos, stop, depth, delimited=undefined)
             return Element(tag, "SQ", items), stop
         value = self._data[pos:stop] if length < _VIEW_FROM else self._view[pos:stop]
-        return Element(tag, vr, value if self._little else _turned(vr, value)), stop
+        return Element(tag, vr, value if self._little else little_endian(vr, value)), stop
 
     def _reader_of_items(self, pos: int) -> _Reader:
         """Who reads the items of an element in explicit VR that was itself UN or implicit (PS3.5 6.2.2).
@@ -412,9 +412,9 @@ class _Reader:
         raise DatasetError("encapsulated pixel data has no delimiter", pos, tag)
 
 
-def _turned(vr: str, value: Bytes) -> Bytes:
+def little_endian(vr: str, value: Bytes) -> Bytes:
     """A big endian value in little endian (PS3.5 7.3), unless it is no whole number of units."""
-    unit, code = _UNIT.get(vr, (0, ""))
+    unit, code = UNITS.get(vr, (0, ""))
     if not unit or len(value) % unit:
         return value
     units = array(code, bytes(value))

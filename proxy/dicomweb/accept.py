@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final, Literal
+from typing import Final
 
 from proxy.dicomweb.uids import is_valid_uid
 
@@ -115,6 +115,8 @@ MULTIPART_DICOM: Final = Offer("application/dicom", multipart=True)
 SINGLE_DICOM: Final = Offer("application/dicom")
 DICOM_JSON: Final = Offer("application/dicom+json")
 JSON: Final = Offer("application/json")
+DICOM_XML: Final = Offer("application/dicom+xml")
+MULTIPART_DICOM_XML: Final = Offer("application/dicom+xml", multipart=True)
 
 
 def parse_accept(header: str | None, query: str | None = None) -> Accept:
@@ -160,14 +162,22 @@ def choose_retrieve(accept: Accept, *, single: bool) -> Choice:
     return choose(accept, (MULTIPART_DICOM, SINGLE_DICOM) if single else (MULTIPART_DICOM,))
 
 
-def choose_query(accept: Accept) -> Literal["json"]:
-    """Choose the form of search results and metadata (PS3.18 10.6.4): DICOM JSON.
+def choose_model(accept: Accept) -> Choice:
+    """Choose the form of metadata and search results (PS3.18 10.4.4, 10.6.4): DICOM JSON, or a part of XML for each.
 
     Raises:
-        NotAcceptable: the client takes no JSON.
+        NotAcceptable: the client takes neither.
     """
-    choose(accept, (DICOM_JSON, JSON))
-    return "json"
+    return choose(accept, (DICOM_JSON, JSON, MULTIPART_DICOM_XML))
+
+
+def choose_report(accept: Accept) -> Choice:
+    """Choose the form in which an upload is reported on (PS3.18 10.5.4): DICOM JSON or XML.
+
+    Raises:
+        NotAcceptable: the client takes neither.
+    """
+    return choose(accept, (DICOM_JSON, JSON, DICOM_XML))
 
 
 def _media_ranges(text: str) -> tuple[MediaRange, ...]:

@@ -1,4 +1,4 @@
-"""Which attributes a search returns.
+"""Which attributes a search returns: always, and with `includefield=all`.
 
 Tables only, laid out as PS3.18 10.6.3.3 prints them. Tags are integers, 0xGGGGEEEE.
 """
@@ -8,7 +8,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-from proxy.dataset.levels import Level
+from proxy.dataset.levels import PATIENT_KEYS, SERIES_KEYS, STUDY_KEYS, Level
 
 
 class Resource(Enum):
@@ -94,5 +94,56 @@ RETURNED: Final[Mapping[Resource, tuple[int, ...]]] = MappingProxyType(
         Resource.STUDY_INSTANCES: _together(SERIES_RETURNED, INSTANCE_RETURNED),
         Resource.ALL_SERIES: _together(STUDY_RETURNED, SERIES_RETURNED),
         Resource.ALL_INSTANCES: _together(STUDY_RETURNED, SERIES_RETURNED, INSTANCE_RETURNED),
+    }
+)
+
+INSTANCE_KEYS: Final = frozenset(  # PS3.4 Table C.6-4; with what lists of images show of PS3.3 C.7.6.1 and C.17.2
+    {
+        0x00080008,  # ImageType
+        0x00080012,  # InstanceCreationDate
+        0x00080013,  # InstanceCreationTime
+        0x0008001A,  # RelatedGeneralSOPClassUID
+        0x00080022,  # AcquisitionDate
+        0x00080023,  # ContentDate
+        0x00080032,  # AcquisitionTime
+        0x00080033,  # ContentTime
+        0x00083001,  # AlternateRepresentationSequence
+        0x00200012,  # AcquisitionNumber
+        0x00200032,  # ImagePositionPatient
+        0x00200037,  # ImageOrientationPatient
+        0x00201041,  # SliceLocation
+        0x00204000,  # ImageComments
+        0x00280002,  # SamplesPerPixel
+        0x00280004,  # PhotometricInterpretation
+        0x00280030,  # PixelSpacing
+        0x00280101,  # BitsStored
+        0x00400512,  # ContainerIdentifier
+        0x00400560,  # SpecimenDescriptionSequence
+        0x0040A043,  # ConceptNameCodeSequence
+        0x0040A491,  # CompletionFlag
+        0x0040A493,  # VerificationFlag
+        0x0040A504,  # ContentTemplateSequence
+        0x00420010,  # DocumentTitle
+        0x00700080,  # ContentLabel
+        0x00700081,  # ContentDescription
+    }
+)
+
+_OF_LEVEL: Final[Mapping[Level, frozenset[int]]] = MappingProxyType(
+    {Level.STUDY: PATIENT_KEYS | STUDY_KEYS, Level.SERIES: SERIES_KEYS, Level.IMAGE: INSTANCE_KEYS}
+)
+
+# An archive answers what it is asked for by name, so that "all" is all that is known to be of these levels.
+ALL: Final[Mapping[Resource, frozenset[int]]] = MappingProxyType(
+    {
+        resource: frozenset().union(*(_OF_LEVEL[level] for level in levels))
+        for resource, levels in (
+            (Resource.ALL_STUDIES, (Level.STUDY,)),
+            (Resource.STUDY_SERIES, (Level.SERIES,)),
+            (Resource.SERIES_INSTANCES, (Level.IMAGE,)),
+            (Resource.STUDY_INSTANCES, (Level.SERIES, Level.IMAGE)),
+            (Resource.ALL_SERIES, (Level.STUDY, Level.SERIES)),
+            (Resource.ALL_INSTANCES, (Level.STUDY, Level.SERIES, Level.IMAGE)),
+        )
     }
 )

@@ -28,6 +28,18 @@ class BadRequest(ValueError):  # noqa: N818 - the name of the HTTP status, 400
     """The client's request cannot be served as it is; the message says which part, without its value."""
 
 
+class Unavailable(Exception):  # noqa: N818 - what it is to the client, 503
+    """The proxy has no room for the request at the moment; a later try may succeed."""
+
+
+class UploadError(ValueError):
+    """An upload cannot be taken, or not to its end; `status` is the HTTP status that says why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Truncated(Exception):  # noqa: N818 - what the client sees
     """An answer that has begun cannot be completed; its connection has been cut."""
 
@@ -48,13 +60,16 @@ def response_for(error: Exception) -> web.Response | None:
     match error:
         case BadParameter() | BadRequest():
             response = error_response(400, str(error))
+        case UploadError():
+            response = error_response(error.status, str(error))
+            response.force_close()  # what is left of the body is not read
         case NotAcceptable():
             response = error_response(406, str(error))
         case TooBroadError():
             response = error_response(413, str(error))
         case NotFoundError():
             response = error_response(404, str(error))
-        case ArchiveBusyError():
+        case ArchiveBusyError() | Unavailable():
             response = error_response(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
         case ArchiveTimeoutError():
             response = error_response(504, str(error))

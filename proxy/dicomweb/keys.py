@@ -7,7 +7,9 @@ from typing import Final
 from aiohttp import web
 
 from proxy.archive.archives import Archives
+from proxy.render.pool import Workers
 
 ARCHIVES: Final = web.AppKey("archives", Archives)
 PUBLIC_URL: Final = web.AppKey("public_url", str)
 """The configured address of the proxy, or empty."""
+WORKERS: Final = web.AppKey("workers", Workers)

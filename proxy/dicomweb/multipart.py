@@ -16,6 +16,7 @@ MAX_PART_HEADER: Final = 1000
 
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z]{1,70}")
 _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
+_TEXT: Final = re.compile(r"[\x20-\x7e]+")
 
 
 def new_boundary() -> str:
@@ -41,6 +42,7 @@ def part_header(
     transfer_syntax: str | None = None,
     content_location: str | None = None,
     part_type: str = DICOM,
+    description: str | None = None,
 ) -> bytes:
     """Return all that stands between the payload before and the payload of this part.
 
@@ -52,6 +54,7 @@ def part_header(
             (PS3.18 8.7.3.5.2); viewers that find none take Implicit VR Little Endian.
         content_location: URL of this part alone, percent-encoded.
         part_type: media type of the part without parameters.
+        description: what was done to the part, for whoever reads its header (RFC 2045 8).
 
     Raises:
         ValueError: a value with a line break or another character that has no place in a header, or a
@@ -67,6 +70,9 @@ def part_header(
     if content_location is not None:
         _check(_VISIBLE_ASCII, "content location", content_location)
         lines.append(f"Content-Location: {content_location}")
+    if description is not None:
+        _check(_TEXT, "description", description)
+        lines.append(f"Content-Description: {description}")
     header = ("" if first else "\r\n") + "\r\n".join(lines) + "\r\n\r\n"
     if len(header) > MAX_PART_HEADER:
         raise ValueError(f"part header of {len(header)} bytes; the limit is {MAX_PART_HEADER}")

@@ -60,7 +60,17 @@ _FIRST_DATA_SET_GROUP: Final = 0x0008
 
 # Parameters for other parts of the proxy: media types (PS3.18 8.3.3) and the old program's `multipart=false`.
 _ELSEWHERE: Final = frozenset({"accept", "charset", "multipart"})
-_CONTROLS: Final = ("fuzzymatching", "includefield", "limit", "offset")
+CONTROLS: Final = (
+    "emptyvaluematching",
+    "fuzzymatching",
+    "includefield",
+    "limit",
+    "multiplevaluematching",
+    "offset",
+)
+"""The parameters of a search that are no attributes (PS3.18 8.3.4)."""
+
+_EXTENDED_MATCHING: Final = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 
 _UNSENDABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, broken UTF-8
 _SPEAKABLE: Final = re.compile(r"[0-9A-Za-z._-]{1,128}")
@@ -99,7 +109,8 @@ class Query:
 
     `matches` maps an attribute's path to the value to match, in the form of PS3.4 C.2.2.2: empty is universal
     matching, the items of a list are joined by a backslash. `include` are the further attributes to return,
-    `include_all` asks for every one. `limit` is None for no limit; `fuzzy` asks for fuzzy matching of names.
+    `include_all` asks for every one. `limit` is None for no limit. `extended` are the names of the parameters that ask
+    for matching beyond that: of names that are alike, or as in PS3.4 C.2.2.2.7 and C.2.2.2.8.
     """
 
     matches: dict[Path, str] = field(default_factory=dict)
@@ -107,7 +118,7 @@ class Query:
     include_all: bool = False
     limit: int | None = None
     offset: int = 0
-    fuzzy: bool = False
+    extended: tuple[str, ...] = ()
 
 
 def parse_query(parameters: Iterable[tuple[str, str]]) -> Query:
@@ -131,7 +142,7 @@ def parse_query(parameters: Iterable[tuple[str, str]]) -> Query:
         _check_text(name, value)
         if name == "includefield":
             include += value.split(",")
-        elif name in _CONTROLS:
+        elif name in CONTROLS:
             if name in controls:
                 raise BadParameter(name, f"{name} is given twice")
             controls[name] = value
@@ -145,7 +156,7 @@ def parse_query(parameters: Iterable[tuple[str, str]]) -> Query:
         include_all="all" in fields,
         limit=_number(controls, "limit"),
         offset=_number(controls, "offset") or 0,
-        fuzzy=_boolean(controls, "fuzzymatching"),
+        extended=tuple(name for name in _EXTENDED_MATCHING if _boolean(controls, name)),
     )
 
 
@@ -211,7 +222,7 @@ def _unknown(name: str, part: str) -> BadParameter:
 def _likely_names() -> Mapping[str, str]:
     """The names that clients search with, by the name in lower case; few, to keep the comparison cheap."""
     tags = STUDY_KEYS | SERIES_KEYS | {tag for table in RETURNED.values() for tag in table}
-    names = [*map(_spoken, sorted(tags)), *_CONTROLS]
+    names = [*map(_spoken, sorted(tags)), *CONTROLS]
     return {name.lower(): name for name in names}
 
 

@@ -24,8 +24,10 @@ class FileTooShortError(Exception):
     """A file ended before its known size."""
 
 
-async def send_file(request: web.Request, response: web.StreamResponse, file: BinaryIO, size: int) -> None:
-    """Send the first `size` bytes of `file` behind what was written to `response`, which has a Content-Length.
+async def send_file(
+    request: web.Request, response: web.StreamResponse, file: BinaryIO, size: int, offset: int = 0
+) -> None:
+    """Send `size` bytes of `file` from `offset` on behind what was written to `response`, which has a Content-Length.
 
     Raises `FileTooShortError`; cuts the connection when the client takes nothing for `CLIENT_STALL_SECONDS`.
     """
@@ -33,13 +35,13 @@ async def send_file(request: web.Request, response: web.StreamResponse, file: Bi
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has left")
     if transport.get_extra_info("sslcontext") is not None:
-        await _by_reading(request, response, file, size)
+        await _by_reading(request, response, file.fileno(), range(offset, offset + size))
         return
     await _until_empty(request, transport)
     # The event loop does not let others wait for a descriptor that a transport has, so they wait for its twin.
     twin = os.dup(transport.get_extra_info("socket").fileno())
     try:
-        await _by_system_call(request, transport, twin, file.fileno(), size)
+        await _by_system_call(request, transport, twin, file.fileno(), range(offset, offset + size))
     finally:
         os.close(twin)
 
@@ -59,14 +61,14 @@ async def _until_empty(request: web.Request, transport: asyncio.Transport) -> No
 
 
 async def _by_system_call(
-    request: web.Request, transport: asyncio.Transport, connection: int, file: int, size: int
+    request: web.Request, transport: asyncio.Transport, connection: int, file: int, wanted: range
 ) -> None:
-    sent = 0
-    while sent < size:
+    offset, end = wanted.start, wanted.stop
+    while offset < end:
         if transport.is_closing():
             raise ConnectionResetError("the client has left")
         try:
-            step = os.sendfile(connection, file, sent, size - sent)
+            step = os.sendfile(connection, file, offset, end - offset)
         except BlockingIOError:
             await _writable(request, connection)
             continue
@@ -75,7 +77,7 @@ async def _by_system_call(
             raise
         if step == 0:
             raise FileTooShortError
-        sent += step
+        offset += step
         await asyncio.sleep(0)  # a client on the same machine may take it as fast as it comes
 
 
@@ -97,10 +99,12 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _by_reading(request: web.Request, response: web.StreamResponse, file: BinaryIO, size: int) -> None:
-    while size > 0:
-        data = await asyncio.get_running_loop().run_in_executor(None, file.read, min(READ_SIZE, size))
+async def _by_reading(request: web.Request, response: web.StreamResponse, file: int, wanted: range) -> None:
+    offset, end = wanted.start, wanted.stop
+    while offset < end:
+        step = min(READ_SIZE, end - offset)
+        data = await asyncio.get_running_loop().run_in_executor(None, os.pread, file, step, offset)
         if not data:
             raise FileTooShortError
-        size -= len(data)
+        offset += len(data)
         await write(request, response, data)

@@ -12,17 +12,18 @@ from typing import Final
 from aiohttp import web
 
 from proxy.archive.errors import ArchiveError
-from proxy.archive.retrieval.delivery import Arriving, Cached
+from proxy.archive.retrieval.delivery import Arriving, Cached, Delivery
 from proxy.archive.retrieval.target import Target
 from proxy.archive.spool.reader import InstanceReader
 from proxy.archive.spool.spool import InstanceInfo
-from proxy.dicomweb import multipart, wado_cached
+from proxy.dicomweb import multipart, wado_cached, wado_transcoded
 from proxy.dicomweb.accept import Choice, NotAcceptable, choose_retrieve, parse_accept
 from proxy.dicomweb.errors import BadRequest
 from proxy.dicomweb.keys import ARCHIVES
 from proxy.dicomweb.streaming import cut, write
+from proxy.dicomweb.transcode import may_transcode, must_transcode
 from proxy.dicomweb.urls import base_url, target_of
-from proxy.dicomweb.wado_common import check_transfer_syntax, instance_type, part_header, partial_headers
+from proxy.dicomweb.wado_common import instance_type, part_header, partial_headers
 
 SMALL_CHUNK: Final = 64 * 1024
 """A chunk up to this size is joined with the headers before it: one write costs less than the copy."""
@@ -36,14 +37,23 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     raw = _wants_raw(request, single=single)
     choice = choose_retrieve(accept, single=single) if not raw else None
     async with request.app[ARCHIVES].retrieve(target) as delivery:
-        if isinstance(delivery, Cached):
-            return await wado_cached.send(request, delivery, choice, target)
-        first = await delivery.reader.first()
-        if choice is not None:
-            check_transfer_syntax(choice, first)
-        if choice is None or not choice.multipart:
-            return await _send_one(request, delivery, first)
-        return await _send_multipart(request, delivery, choice, target)
+        return await send(request, delivery, choice, target)
+
+
+async def send(request: web.Request, delivery: Delivery, choice: Choice | None, target: Target) -> web.StreamResponse:
+    """Send what there is of a target in the form chosen, or without a choice one instance as it is."""
+    if isinstance(delivery, Cached):
+        # All are looked at, so that one that cannot be sent is known before the first byte.
+        to_transcode = [each for each in delivery.instances if choice is not None and must_transcode(choice, each.info)]
+        if choice is not None and to_transcode:
+            return await wado_transcoded.send(request, delivery, choice, target)
+        return await wado_cached.send(request, delivery, choice, target)
+    first = await delivery.reader.first()
+    if choice is not None and (must_transcode(choice, first) or (choice.multipart and may_transcode(choice))):
+        return await wado_transcoded.send(request, delivery, choice, target)
+    if choice is None or not choice.multipart:
+        return await _send_one(request, delivery, first)
+    return await _send_multipart(request, delivery, choice, target)
 
 
 def _wants_raw(request: web.Request, *, single: bool) -> bool:
@@ -81,7 +91,7 @@ async def _send_multipart(
     try:
         async for instance in delivery.reader:
             info = instance.instance.info
-            check_transfer_syntax(choice, info)
+            must_transcode(choice, info)  # never true here, but raises for what the client does not take
             header = part_header(boundary, info, target, base, first=first)
             first = False
             await _send_instance(request, response, instance, header)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 
 from aiohttp import web
 
@@ -15,18 +14,15 @@ from proxy.dicomweb.accept import Choice
 from proxy.dicomweb.sendfile import FileTooShortError, send_file
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.urls import base_url
-from proxy.dicomweb.wado_common import check_transfer_syntax, instance_type, part_header, partial_headers
+from proxy.dicomweb.validators import REVALIDATE, etag_of_all, is_known
+from proxy.dicomweb.wado_common import instance_type, part_header, partial_headers
 
 
 async def send(request: web.Request, cached: Cached, choice: Choice | None, target: Target) -> web.StreamResponse:
     """Send what the cache has, as multipart or, without a choice or by it, one instance as a Part 10 file."""
-    if choice is not None:
-        for instance in cached.instances:
-            check_transfer_syntax(choice, instance.info)
     as_multipart = choice is not None and choice.multipart
-    headers = {"X-Cache": "HIT", "Cache-Control": "private, no-cache", "Vary": "Accept"}
-    headers["ETag"] = _etag(cached, as_multipart=as_multipart)
-    if not cached.missing and _is_known(request, headers["ETag"]):
+    headers = {"X-Cache": "HIT", **REVALIDATE, "ETag": _etag(cached, as_multipart=as_multipart)}
+    if not cached.missing and is_known(request, headers["ETag"]):
         return web.Response(status=304, headers=headers)
     if as_multipart:
         return await _send_multipart(request, cached, headers, target)
@@ -34,19 +30,8 @@ async def send(request: web.Request, cached: Cached, choice: Choice | None, targ
 
 
 def _etag(cached: Cached, *, as_multipart: bool) -> str:
-    """Made of the contents alone. A weak one for multipart, whose boundary differs each time (RFC 9110 8.8.1)."""
-    if not as_multipart:
-        return f'"{cached.instances[0].etag}"'
-    checksum = 0
-    for etag in sorted(instance.etag for instance in cached.instances):
-        checksum = zlib.crc32(etag.encode(), checksum)
-    return f'W/"{checksum:08x}-{sum(instance.size for instance in cached.instances):x}-{len(cached.instances)}"'
-
-
-def _is_known(request: web.Request, etag: str) -> bool:
-    """True when the client has it already (RFC 9110 13.1.2: compared weakly)."""
-    value = etag.removeprefix("W/").strip('"')
-    return any(known.value in ("*", value) for known in request.if_none_match or ())
+    """A weak one for multipart, whose boundary differs each time (RFC 9110 8.8.1)."""
+    return etag_of_all(cached.instances) if as_multipart else f'"{cached.instances[0].etag}"'
 
 
 async def _send_one(request: web.Request, cached: Cached, headers: dict[str, str]) -> web.StreamResponse:

@@ -5,20 +5,7 @@ from __future__ import annotations
 from proxy.archive.retrieval.target import Target
 from proxy.archive.spool.spool import InstanceInfo
 from proxy.dicomweb import multipart
-from proxy.dicomweb.accept import Choice, NotAcceptable
 from proxy.dicomweb.urls import resource_path
-
-
-def check_transfer_syntax(choice: Choice, info: InstanceInfo) -> None:
-    """`NotAcceptable` when the client named transfer syntaxes and the instance is in none of them.
-
-    Where it named none, what is stored is sent as it is.
-    """
-    named = choice.transfer_syntaxes
-    if info.transfer_syntax in choice.excluded or (named and "*" not in named and info.transfer_syntax not in named):
-        raise NotAcceptable(
-            f"the archive has it in transfer syntax {info.transfer_syntax}, and transcoding is not available"
-        )
 
 
 def instance_type(info: InstanceInfo) -> str:
@@ -26,14 +13,23 @@ def instance_type(info: InstanceInfo) -> str:
     return f"application/dicom; transfer-syntax={info.transfer_syntax}"
 
 
-def part_header(boundary: str, info: InstanceInfo, target: Target, base: str, *, first: bool) -> bytes:
-    """What stands before an instance in a multipart answer; `base` is the proxy's own address.
+def part_header(
+    boundary: str, info: InstanceInfo, target: Target, base: str, *, first: bool, description: str | None = None
+) -> bytes:
+    """What stands before an instance in a multipart answer; `base` is the proxy's own address, `description` says what
+    was done to the instance.
 
     Raises ValueError for UIDs that have no place in a header.
     """
     series = info.series or target.series
     location = base + resource_path(target.study, series, info.sop_instance_uid) if series else None
-    return multipart.part_header(boundary, first=first, transfer_syntax=info.transfer_syntax, content_location=location)
+    return multipart.part_header(
+        boundary,
+        first=first,
+        transfer_syntax=info.transfer_syntax,
+        content_location=location,
+        description=description,
+    )
 
 
 def partial_headers(missing: int) -> tuple[int, dict[str, str]]:

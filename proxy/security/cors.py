@@ -31,6 +31,12 @@ PREFLIGHT_SECONDS: Final = 7200
 """How long a browser may keep a preflight's answer; Chromium keeps none longer than two hours."""
 
 
+def is_preflight(request: web.Request) -> bool:
+    """Tell a preflight from an OPTIONS of another kind (Fetch standard, "CORS-preflight request")."""
+    names = ("Origin", "Access-Control-Request-Method")
+    return request.method == "OPTIONS" and all(name in request.headers for name in names)
+
+
 def set_up_cors(app: web.Application, cors: Cors) -> None:
     """Enable CORS on every route that `app` has."""
     methods = [method for method in cors.methods if method != "OPTIONS"]
@@ -66,7 +72,7 @@ class _Rest:
         origin = request.headers.get("Origin")
         if origin is None:
             return
-        if request.method == "OPTIONS":
+        if is_preflight(request):
             self._allow_private_network(request, origin, response)
         elif "Access-Control-Allow-Origin" not in headers and (origin in self._origins or "*" in self._origins):
             # An unknown path or a wrong method: without these, a web page is not told so.

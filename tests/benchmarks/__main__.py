@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import cache, qido, sharing, wado
+from tests.benchmarks import cache, frames, metadata, qido, sharing, wado
 from tests.benchmarks.client import BenchmarkError
 from tests.benchmarks.lab import Lab
 from tests.benchmarks.report import Row, table, write_json
@@ -29,6 +29,10 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "qido_rate": qido.qido_rate,
     "qido_nagle": qido.qido_nagle,
     "qido_page": qido.qido_page,
+    "frames_warm": frames.frames_warm,
+    "metadata_cold": metadata.metadata_cold,
+    "metadata_warm": metadata.metadata_warm,
+    "metadata_encoder": metadata.metadata_encoder,
 }
 
 

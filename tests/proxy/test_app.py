@@ -64,20 +64,21 @@ def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- routes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/studies/", "/studies/1.2/nowhere", "/dimse", "/..%2f..%2fetc/passwd"])
+@pytest.mark.parametrize("path", ["/nowhere", "/studies/1.2/nowhere", "/dimse", "/dimse//", "/..%2f..%2fetc/passwd"])
 async def test_an_unknown_path(proxy: Proxy, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         status, answer = await error(proxy, method, path)
         assert (status, answer["error"]) == (404, "Not Found")
 
 
-@pytest.mark.parametrize(("method", "path"), [(method, located(path)) for method, path, _ in ROUTES])
-async def test_a_wrong_method(proxy: Proxy, method: str, path: str) -> None:
+@pytest.mark.parametrize("path", sorted({located(path) for _, path, _ in ROUTES}))
+async def test_a_wrong_method(proxy: Proxy, path: str) -> None:
     """405, and which methods there are, in the header and in words."""
-    for wrong in {"GET", "POST", "PUT", "DELETE", "PATCH"} - {method}:
+    right = {each for each, other, _ in ROUTES if located(other) == path}
+    for wrong in {"GET", "POST", "PUT", "DELETE", "PATCH"} - right:
         async with proxy.http.request(wrong, path) as response:
             assert response.status == 405
-            assert response.headers["Allow"] == ", ".join(sorted({method, "OPTIONS"}))
+            assert response.headers["Allow"] == ", ".join(sorted({*right, "OPTIONS"}))
             assert (await response.json())["error"].endswith(f"allowed: {response.headers['Allow']}")
 
 
@@ -96,12 +97,10 @@ async def test_head_starts_nothing(samples: Corpus) -> None:
 
 async def test_no_route_is_missing_from_the_page(proxy: Proxy) -> None:
     """Every path of `ROUTES` leads somewhere, and not to the handler of another."""
-    answers = {}
     for method, path, _ in ROUTES:
         async with proxy.http.request(method, located(path)) as response:
-            assert response.status in (200, 502, 503), path
-            answers[path] = response.status
-    assert len(answers) == len(ROUTES)
+            assert response.status not in (404, 405, 500), path
+    assert len({(method, located(path)) for method, path, _ in ROUTES}) == len(ROUTES)
 
 
 # --- failures ------------------------------------------------------------------------------------------------

@@ -138,6 +138,8 @@ class TestDefaults:
             ("cache_retention_minutes", 60),
             ("enable_cache", True),
             ("cache_max_size_mb", 10240),
+            ("store_to", "ARCHIVE"),
+            ("max_upload_mb", 4096),
             ("use_cget", False),
             ("use_fetch_level", "SERIES"),
             ("max_associations", 4),

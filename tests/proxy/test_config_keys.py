@@ -81,6 +81,8 @@ GOOD_AND_BAD: list[tuple[str, list[object], list[object]]] = [
     ("cacheRetentionMinutes", [0, 0.5, 525600], [-1, "60", True, float("inf"), None]),
     ("enableCache", [True, False], ["false", 0, None]),
     ("cacheMaxSizeMB", [1, 10**6], [0, 1.5, "10", None]),
+    ("storeTo", ["ARCHIVE"], ["", "OTHER", "archive", 1, None]),
+    ("maxUploadMB", [1, 10**6], [0, 1.5, "10", None]),
     ("useCget", [True, False], ["yes", 1, None]),
     ("useFetchLevel", ["STUDY", "SERIES", "IMAGE"], ["series", "INSTANCE", "", None]),
     ("maxAssociations", [1, 1000], [0, 1001, 1.5, "4", None]),

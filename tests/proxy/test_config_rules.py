@@ -224,3 +224,17 @@ def test_names_tell_archives_apart() -> None:
     assert problems_of(raw) == [
         'dimseProxySettings.peers[1].name: "main" is not allowed; must be a name other than that of peers[0]'
     ]
+
+
+def test_uploads_go_to_a_peer_by_its_name() -> None:
+    """The first one, unless the file says which; the names that there are stand in the message."""
+    peer = {"aet": "ARCHIVE", "ip": "10.0.0.2", "port": 104}
+    peers = [peer, {**peer, "ip": "10.0.0.3"}, {"name": "third", **peer, "port": 105}]
+    raw = having("dimseProxySettings.peers", peers)
+    assert parse_config(raw).store_to == "ARCHIVE at 10.0.0.2:104"
+    for name in ("ARCHIVE at 10.0.0.3:104", "third"):
+        assert parse_config(having("storeTo", name, raw)).store_to == name
+    assert problems_of(having("storeTo", "ARCHIVE", raw)) == [
+        'storeTo: "ARCHIVE" is not allowed; must be the name of a peer: "ARCHIVE at 10.0.0.2:104", '
+        '"ARCHIVE at 10.0.0.3:104", "third"'
+    ]

@@ -62,12 +62,12 @@ def test_the_study_list_of_a_viewer() -> None:
         include=((0x00081030,), (0x00080060,), (0x00080090,), (0x00100030,)),
         limit=101,
         offset=0,
-        fuzzy=True,
+        extended=("fuzzymatching",),
     )
 
 
 def test_no_parameters_ask_for_everything() -> None:
-    assert parse_query([]) == Query(matches={}, include=(), include_all=False, limit=None, offset=0, fuzzy=False)
+    assert parse_query([]) == Query(matches={}, include=(), include_all=False, limit=None, offset=0, extended=())
 
 
 def test_a_query_is_frozen() -> None:
@@ -267,9 +267,10 @@ def test_limit_and_offset_at_their_ends() -> None:
     assert (query.limit, query.offset) == (0, 2**31 - 1)
 
 
-@pytest.mark.parametrize(("value", "fuzzy"), [("true", True), ("false", False), ("True", True)])
-def test_fuzzymatching(value: str, fuzzy: bool) -> None:
-    assert parse_query([("fuzzymatching", value)]).fuzzy is fuzzy
+@pytest.mark.parametrize(("value", "asked"), [("true", True), ("false", False), ("True", True)])
+def test_matching_beyond_the_literal(value: str, asked: bool) -> None:
+    for name in ("fuzzymatching", "emptyvaluematching", "multiplevaluematching"):
+        assert parse_query([(name, value)]).extended == ((name,) if asked else ())
 
 
 @pytest.mark.parametrize("value", ["", "1", "yes", "*"])

@@ -101,7 +101,9 @@ async def test_media_types_that_are_not_made(proxy: Proxy, accept: str) -> None:
     assert_error(await fetch(proxy, "/studies", Accept=accept), 406)
 
 
-@pytest.mark.parametrize("target", ["/nothing", "/studies/", "/studies/1.2/series/1.3/frames", "/study", "/.."])
+@pytest.mark.parametrize(
+    "target", ["/nothing", "/studies/1.2/nothing", "/studies/1.2/series/1.3/frames", "/study", "/.."]
+)
 async def test_unknown_paths(proxy: Proxy, target: str) -> None:
     assert_error(await fetch(proxy, target), 404)
 

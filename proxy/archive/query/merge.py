@@ -1,4 +1,4 @@
-"""The answers of several archives in one list, as they come. An entity is one archive's answer, never a blend."""
+"""The answers of several archives in one list. An entity is one archive's answer, never a blend."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ async def without_repeats(answers: AsyncGenerator[Found, None], level: Level) ->
 
 
 async def merge(
-    walks: Sequence[AsyncGenerator[Found, None]], failures: list[ArchiveError]
+    walks: Sequence[AsyncGenerator[Found, None]], failures: list[ArchiveError], *, in_order: bool = False
 ) -> AsyncGenerator[Found, None]:
     """The answers of all walks. Those that fail before their first answer are added to `failures`, before any answer
-    is given; when all do, the first failure is raised. One that fails later fails the whole."""
+    is given; when all do, the first failure is raised. One that fails later fails the whole.
+
+    `in_order` gives the answers of one walk after those of another, which is the same order each time; as they come,
+    they need not wait for those of a slow archive.
+    """
     queues: list[asyncio.Queue[_Outcome]] = [asyncio.Queue(MERGE_QUEUE) for _ in walks]
     arrived = asyncio.Event()
     tasks = [asyncio.create_task(_pump(walk, queue, arrived)) for walk, queue in zip(walks, queues, strict=True)]
@@ -42,12 +46,13 @@ async def merge(
         failures += [outcome for outcome in first if isinstance(outcome, ArchiveError)]
         if len(failures) == len(walks):
             raise failures[0]
-        for outcome in first:
-            if isinstance(outcome, Found):
-                yield outcome
-        running = [queue for queue, outcome in zip(queues, first, strict=True) if isinstance(outcome, Found)]
-        async for found in _rest(running, arrived):
-            yield found
+        running = [(outcome, queue) for queue, outcome in zip(queues, first, strict=True) if isinstance(outcome, Found)]
+        groups = [[each] for each in running] if in_order else [running]
+        for group in groups:
+            for found, _ in group:
+                yield found
+            async for found in _rest((queue for _, queue in group), arrived):
+                yield found
     finally:
         for task in tasks:
             task.cancel()

@@ -27,7 +27,8 @@ class Search:
     """What to look for: entities of `level`, below the UIDs that are fixed.
 
     `matches` and `returned` may belong to any level from STUDY down to `level`. What is `welcome` is returned as well,
-    unless the archive is known never to have it.
+    unless the archive is known never to have it. `in_order` asks for the answers of several archives in the order of
+    the archives, so that they can be counted.
     """
 
     level: Level
@@ -35,6 +36,7 @@ class Search:
     matches: Mapping[Path, str] = field(default_factory=dict)
     returned: Sequence[Path] = ()
     welcome: Sequence[int] = ()
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,5 +64,7 @@ def search(archives: Sequence[Archive], wanted: Search, known: Known | None = No
     failures: list[ArchiveError] = []
     remarks = Remarks()
     walks = [Walk(archive, wanted, remarks, known).run() for archive in archives]
-    merged = walks[0] if len(walks) == 1 else without_repeats(merge(walks, failures), wanted.level)
-    return Results(merged, failures, remarks)
+    if len(walks) == 1:
+        return Results(walks[0], failures, remarks)
+    merged = merge(walks, failures, in_order=wanted.in_order)
+    return Results(without_repeats(merged, wanted.level), failures, remarks)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,28 @@ class RetrievalFolder:
         self._make()
         for file, offset, pieces in batch:
             file.write(offset, pieces)
+
+    async def new_file(self) -> BinaryIO:
+        """A new empty file, open for another process to write; `count` what it has written. `OSError`."""
+        path = self.file().path
+        opening = asyncio.get_running_loop().run_in_executor(self.threads, self._open_new, path)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                opening.result().close()
+            raise
+
+    def _open_new(self, path: Path) -> BinaryIO:
+        self._make()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.fdopen(os.open(path, flags, 0o600), "r+b")
+
+    def count(self, size: int) -> None:
+        """Count bytes that another process has written to its files."""
+        self._bytes += size
+        self._parent.used += size
 
     async def link(self, files: Sequence[Path]) -> list[Path]:
         """Link files to this folder, so that they stay while it does; one that is gone has no file at its link.
