@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID
 
 from proxy.render.errors import NotPossibleError
-
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 
 
 def decoder_for(syntax: UID) -> Decoder:

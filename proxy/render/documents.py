@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 
 from proxy.render.errors import NotPossibleError
 from proxy.render.jobs import MAX_RESULT, Result
+from proxy.render.sources import inflated
 
 MAX_DEPTH: Final = 32
 """Content items within content items; real reports stay below 12."""
@@ -51,7 +52,7 @@ def document(source: BinaryIO) -> Result:
     """The encapsulated document, without its padding."""
     if os.fstat(source.fileno()).st_size > MAX_RESULT:
         raise NotPossibleError("the document is too large")
-    data_set = dcmread(source)
+    data_set = dcmread(inflated(source))
     content = data_set.get("EncapsulatedDocument")
     if not content:
         raise NotPossibleError("the instance has no document")
@@ -63,7 +64,7 @@ def document(source: BinaryIO) -> Result:
 
 def report(source: BinaryIO) -> Result:
     """A structured report as HTML: escaped, without scripts, and with nothing to be loaded from anywhere."""
-    data_set = dcmread(source)
+    data_set = dcmread(inflated(source))
     if "ContentSequence" not in data_set and "ValueType" not in data_set:
         raise NotPossibleError("the instance is no structured report")
     title = escape(_meaning(data_set.get("ConceptNameCodeSequence")) or "Structured report")

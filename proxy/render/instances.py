@@ -6,21 +6,15 @@ import os
 from typing import BinaryIO, Final
 
 from pydicom import dcmread
-from pydicom.filebase import DicomIO
-from pydicom.filewriter import dcmwrite, write_file_meta_info
+from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from proxy.dataset import part10
-from proxy.dataset.reader import DatasetError, Limits, parse
+from proxy.dataset.part10 import FileMeta
+from proxy.dataset.reader import DatasetError, parse
 from proxy.render.errors import NotPossibleError
 from proxy.render.jobs import MAX_INSTANCE, Result
 from proxy.render.native import write_explicit
-
-HEADER_READ: Final = 64 * 1024
-"""Bytes at the beginning of a file that hold its header, which the proxy has made or checked itself."""
-
-LIMITS: Final = Limits(elements=500_000, inflated=MAX_INSTANCE)
-"""Of a data set that is read whole: 200 MB beside its bytes."""
+from proxy.render.sources import LIMITS, explicit_header, meta_of
 
 TOO_LARGE: Final = f"instances of more than {MAX_INSTANCE >> 20} MiB are not transcoded"
 
@@ -29,8 +23,7 @@ def instance(source: BinaryIO, target: BinaryIO) -> Result:
     """Write a Part 10 file in Explicit VR Little Endian of one in another transfer syntax."""
     if os.fstat(source.fileno()).st_size > MAX_INSTANCE:
         raise NotPossibleError(TOO_LARGE)
-    meta = part10.read_header(source.read(HEADER_READ))
-    source.seek(0)
+    meta = meta_of(source)
     syntax = UID(meta.transfer_syntax)
     if syntax.is_private or not syntax.is_transfer_syntax:
         raise NotPossibleError("a private transfer syntax cannot be transcoded")
@@ -42,12 +35,8 @@ def instance(source: BinaryIO, target: BinaryIO) -> Result:
     return Result({"size": os.fstat(target.fileno()).st_size})
 
 
-def _write_native(source: BinaryIO, target: BinaryIO, meta: part10.FileMeta) -> None:
-    header = dcmread(source, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    target.write(bytes(part10.PREAMBLE_LENGTH) + part10.PREFIX)
-    write_file_meta_info(DicomIO(target), header.file_meta)
-    source.seek(meta.data_set_offset)
+def _write_native(source: BinaryIO, target: BinaryIO, meta: FileMeta) -> None:
+    target.write(explicit_header(source.read(meta.data_set_offset)))
     try:
         elements = parse(source.read(), meta.transfer_syntax, limits=LIMITS)
     except DatasetError as error:

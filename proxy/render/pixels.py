@@ -16,8 +16,9 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
-from proxy.render.decoders import DEFLATED, decoder_for
+from proxy.render.decoders import decoder_for
 from proxy.render.errors import NoSuchFrameError, NotPossibleError
+from proxy.render.sources import inflated
 
 Pixels = NDArray[Any]
 Window = tuple[float, float, str]
@@ -39,9 +40,8 @@ class Image:
     """An open instance with pixels: its attributes, read once, and its frames."""
 
     def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self.attributes = dcmread(source, stop_before_pixels=True, force=True)
-        self._whole: Dataset | None = None
+        self._source = inflated(source)
+        self.attributes = dcmread(self._source, stop_before_pixels=True)
         if "Rows" not in self.attributes or "Columns" not in self.attributes:
             raise NotPossibleError("the instance has no pixels")
         if self.attributes.Rows * self.attributes.Columns > MAX_PIXELS:
@@ -52,17 +52,8 @@ class Image:
         """The pixels of a frame, numbered from 0; YBR has become RGB."""
         if not 0 <= index < self.frames:
             raise NoSuchFrameError(f"the instance has no frame of that number, but {self.frames}")
-        syntax = UID(self.attributes.file_meta.TransferSyntaxUID)
-        decoder_for(syntax)
-        if syntax == DEFLATED:
-            return self._from_deflated(index)
+        decoder_for(UID(self.attributes.file_meta.TransferSyntaxUID))
         return pixel_array(self._source, index=index)
-
-    def _from_deflated(self, index: int) -> Pixels:
-        if self._whole is None:
-            self._source.seek(0)
-            self._whole = dcmread(self._source)
-        return pixel_array(self._whole, index=index)
 
     def shown(self, index: int, window: Window | None = None) -> Pixels:
         """A frame as it is shown, with the stored window or this one."""

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from proxy.dataset.part10 import file_header
 from proxy.render import jobs, pool
 from proxy.render.errors import BusyError, NotPossibleError, TooSlowError, WorkerFailedError
 from proxy.render.jobs import Job, Picture
 from proxy.render.pool import Workers
-from tests.proxy.dicomfiles import DATA
+from tests.proxy.dicomfiles import DATA, ITEM, UNDEFINED, long
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -170,6 +173,37 @@ async def test_what_is_no_instance(workers: Workers, tmp_path: Path, caplog: pyt
     assert len(processes()) == 1
     assert "at a job (picture): ValueError at" in caplog.text
     assert "Doe" not in caplog.text
+
+
+async def test_a_deflate_bomb(workers: Workers, tmp_path: Path) -> None:
+    """1000:1, refused at once by all that read instances, and nothing of it stays."""
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    data = b"".join(deflater.compress(bytes(1024**2)) for _ in range(1024)) + deflater.flush()
+    header = file_header("1.2.3", "1.2.4", "1.2.840.10008.1.2.1.99", implementation_class_uid="1.2.5")
+    path, target = tmp_path / "bomb", tmp_path / "target"
+    path.write_bytes(header + data)
+    target.touch()
+    started = time.monotonic()
+    with path.open("rb") as file, target.open("r+b") as made:
+        for job in (PICTURE, jobs.frame(1), jobs.report(), jobs.document()):
+            with pytest.raises(NotPossibleError, match="is larger than"):
+                await workers.run(job, file.fileno())
+        with pytest.raises(NotPossibleError, match="is larger than"):
+            await workers.run(jobs.instance(), file.fileno(), made.fileno())
+    assert time.monotonic() - started < 5
+    assert processes()[0].memory_info().rss < 250 * 1024**2
+
+
+async def test_sequences_without_an_end(workers: Workers, sample: int, tmp_path: Path) -> None:
+    """5,000 within each other: the worker survives."""
+    header = file_header("1.2.3", "1.2.4", "1.2.840.10008.1.2.1", implementation_class_uid="1.2.5")
+    path = tmp_path / "nested"
+    path.write_bytes(header + (long(0x0040A730, "SQ", b"", UNDEFINED) + ITEM) * 5000)
+    for job in (PICTURE, jobs.report()):
+        with path.open("rb") as file, pytest.raises(WorkerFailedError):
+            await workers.run(job, file.fileno())
+    assert (await workers.run(PICTURE, sample)).content
+    assert len(processes()) == 1
 
 
 async def test_a_worker_has_a_bound_on_its_memory(workers: Workers, sample: int) -> None:

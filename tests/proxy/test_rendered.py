@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -11,6 +12,8 @@ from xml.etree import ElementTree as ET
 import aiohttp
 import numpy as np
 import pytest
+from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.session_utils import create_session
 from PIL import Image
 from pydicom.dataset import Dataset
 
@@ -448,7 +451,29 @@ async def test_the_proxy_answers_others_meanwhile() -> None:
         assert slowest < 0.25
 
 
-# --- against Orthanc -----------------------------------------------------------------------------------------------
+# --- clients and servers of others ---------------------------------------------------------------------------------
+
+
+async def test_dicomweb_client_gets_what_it_asks_for() -> None:
+    """Rendered, and transcoded: the Python client through its own calls."""
+    stored = from_pydicom("SC_rgb_rle_2frame.dcm")
+    sample = stored.sample
+    async with serving(stored) as (_, proxy):
+        with contextlib.closing(create_session()) as session:
+            client = DICOMwebClient(proxy.url, session=session)
+            uids = (sample.study_uid, sample.series_uid, sample.sop_instance_uid)
+            exact = [shown(file_of("SC_rgb_rle_2frame.dcm"), frame=number) for number in (1, 2)]
+            png = {"media_types": (PNG,)}
+            instance = await asyncio.to_thread(client.retrieve_instance_rendered, *uids, **png)
+            assert difference(decoded(instance), exact[1]) == 0
+            series = await asyncio.to_thread(client.retrieve_series_rendered, *uids[:2], **png)
+            assert difference(decoded(series), exact[1]) == 0
+            frame = await asyncio.to_thread(client.retrieve_instance_frames_rendered, *uids, [1], **png)
+            assert difference(decoded(frame), exact[0]) == 0
+            wanted = (("application/dicom", "1.2.840.10008.1.2.1"),)
+            made = await asyncio.to_thread(client.retrieve_instance, *uids, media_types=wanted)
+            assert made.file_meta.TransferSyntaxUID == wanted[0][1]
+            assert difference(made.pixel_array[0], exact[0]) == 0
 
 
 async def test_orthanc_s_own_server_shows_the_same(orthanc_dicomweb: Orthanc, samples: Corpus) -> None:
