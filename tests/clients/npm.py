@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FETCH_SECONDS = 120
+FETCH_SECONDS = 60
 
 
 def packages() -> Path:
@@ -36,7 +36,11 @@ def _fetch(wanted: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         try:
             subprocess.run(
-                [npm, "pack", "--silent", wanted], cwd=name, check=True, capture_output=True, timeout=FETCH_SECONDS
+                [npm, "pack", "--silent", "--fetch-retries=0", wanted],
+                cwd=name,
+                check=True,
+                capture_output=True,
+                timeout=FETCH_SECONDS,
             )
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"npm does not give {wanted}: {error}")
