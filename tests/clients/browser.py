@@ -125,11 +125,6 @@ class Page:
         clip = {"clip": {**rectangle, "scale": 1}} if rectangle else {}
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png", **clip))["data"])
 
-    async def wheel(self, x: float, y: float, delta: float) -> None:
-        """Turn the mouse wheel at a place."""
-        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-        await self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=delta)
-
 
 @contextlib.asynccontextmanager
 async def browser_page(program: str) -> AsyncIterator[Page]:

