@@ -7,12 +7,12 @@ length, and reads some KB of an instance of any size. No value is interpreted.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.dataset.dictionary import ITEM, RAW_VR
+from proxy.dataset.inflating import Inflater
 from proxy.dataset.reader import (
     LIMITS,
     LONG_VRS,
@@ -36,8 +36,8 @@ _READ_ON: Final = 64 * 1024
 _HEADER: Final = 12
 """Bytes of the longest header of an element."""
 
-_INFLATE_STEP: Final = 256 * 1024
-"""Bytes that are read, and inflated, at once."""
+_READ_DEFLATED: Final = 256 * 1024
+"""Bytes of a deflated data set that are read at once."""
 
 _INNER_VR: Final = 12
 """Bytes from the beginning of a sequence to the VR of its first element: an item's header, and a tag."""
@@ -194,32 +194,18 @@ class _Walk:
 def inflate_to(descriptor: int, start: int, end: int, target: int, *, limits: Limits = LIMITS) -> int:
     """Inflate the deflated data set from `start` to `end` (PS3.5 A.5) to the end of another file; returns its size.
 
-    Blocks. Raises `DatasetError` for what cannot be inflated or is larger than `inflated_limit`, and `OSError`.
+    Blocks. Raises `DatasetError` for what cannot be inflated or is larger than `limits` allow, and `OSError`.
     """
-    most, size = inflated_limit(end - start, limits), 0
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    while start < end and not inflater.eof:
-        chunk = os.pread(descriptor, min(_INFLATE_STEP, end - start), start)
+    most, inflater = limits.most_inflated(end - start), Inflater()
+    while start < end and not inflater.has_ended:
+        chunk = os.pread(descriptor, min(_READ_DEFLATED, end - start), start)
         if not chunk:
             break
         start += len(chunk)
-        while chunk and not inflater.eof:
-            try:
-                piece = inflater.decompress(chunk, _INFLATE_STEP)
-            except zlib.error as error:
-                raise DatasetError("the data set cannot be inflated", size) from error
-            chunk = inflater.unconsumed_tail
-            size += len(piece)
-            if size > most:
-                raise DatasetError(f"the deflated data set is larger than {most} bytes", size)
+        for piece in inflater.pieces(chunk, most):
             view = memoryview(piece)
             while view:
                 view = view[os.write(target, view) :]
-    if not inflater.eof:
-        raise DatasetError("the deflated data set is truncated", size)
-    return size
-
-
-def inflated_limit(size: int, limits: Limits = LIMITS) -> int:
-    """The most bytes that a deflated data set of `size` bytes may become."""
-    return min(limits.inflated, max(limits.inflate_free, limits.inflate_ratio * size))
+    if not inflater.has_ended:
+        raise DatasetError("the deflated data set is truncated", inflater.size)
+    return inflater.size

@@ -122,6 +122,10 @@ class Limits:
     inflate_free: int = 16 * 1024 * 1024
     """… but blank images up to 1000 times, so that the ratio counts only beyond this many bytes."""
 
+    def most_inflated(self, deflated: int) -> int:
+        """The most bytes that a data set of `deflated` bytes may become."""
+        return min(self.inflated, max(self.inflate_free, self.inflate_ratio * deflated))
+
 
 LIMITS: Final = Limits()
 
@@ -182,7 +186,7 @@ def parse(data: Bytes, transfer_syntax: str, *, limits: Limits = LIMITS) -> list
 
 def inflate(data: Bytes, limits: Limits = LIMITS) -> bytes:
     """The inflated bytes of a deflated data set (PS3.5 A.5, RFC 1951). Raises `DatasetError`."""
-    most = min(limits.inflated, max(limits.inflate_free, limits.inflate_ratio * len(data)))
+    most = limits.most_inflated(len(data))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(data, most)

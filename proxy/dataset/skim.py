@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import sys
-import zlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from struct import pack
 from typing import Final, NamedTuple
 
 from proxy.dataset.dictionary import ITEM, ITEM_DELIMITATION, RAW_VR, SEQUENCE_DELIMITATION
+from proxy.dataset.inflating import Inflater
 from proxy.dataset.reader import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -47,9 +47,6 @@ BULK_VRS: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 PIXEL_DATA: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 """Left out whatever their length: viewers ask for frames, and take nothing inline."""
-
-_INFLATE_STEP: Final = 256 * 1024
-"""Bytes that are inflated at once."""
 
 _READ_FIRST: Final = 16 * 1024
 """Bytes to read of a file at once: most headers are shorter …"""
@@ -134,8 +131,8 @@ class Skim:
         self.bulk: dict[Path, Bulk] = {}
         self._limits = limits
         self._kept_limit = kept_limit
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if syntax.deflated else None
-        self._deflated = self._inflated = 0
+        self._inflater = Inflater() if syntax.deflated else None
+        self._deflated = 0
         top = _Level(
             _Kind.ELEMENTS, (), 0, _ENDS, delimited=False, explicit=syntax.explicit, little=syntax.little_endian
         )
@@ -169,17 +166,8 @@ class Skim:
             self._take(chunk)
             return
         self._deflated += len(chunk)
-        most = min(self._limits.inflated, max(self._limits.inflate_free, self._limits.inflate_ratio * self._deflated))
-        while chunk and not self._inflater.eof:
-            try:
-                piece = self._inflater.decompress(chunk, _INFLATE_STEP)
-            except zlib.error as error:
-                raise DatasetError("the data set cannot be inflated", self._at) from error
-            self._inflated += len(piece)
-            if self._inflated > most:
-                raise DatasetError(f"the deflated data set is larger than {most} bytes", self._at)
+        for piece in self._inflater.pieces(chunk, self._limits.most_inflated(self._deflated)):
             self._take(piece)
-            chunk = self._inflater.unconsumed_tail
 
     def elements(self) -> list[Element]:
         """All elements, when everything was fed; those of `bulk` are without their values.

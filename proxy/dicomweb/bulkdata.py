@@ -30,9 +30,9 @@ from proxy.dicomweb.localfile import LocalFile, inflated, local_file
 from proxy.dicomweb.metadata import LIMITS, written_path
 from proxy.dicomweb.sendfile import FileTooShortError, send_file
 from proxy.dicomweb.streaming import cut, write
-from proxy.dicomweb.threads import in_thread
 from proxy.dicomweb.urls import target_of
 from proxy.dicomweb.validators import REVALIDATE, is_known
+from proxy.threads import in_thread
 
 OCTET_STREAM: Final = "application/octet-stream"
 

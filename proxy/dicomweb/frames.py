@@ -29,10 +29,10 @@ from proxy.dicomweb.keys import ARCHIVES
 from proxy.dicomweb.localfile import LocalFile, inflated, local_file
 from proxy.dicomweb.sendfile import FileTooShortError, send_file
 from proxy.dicomweb.streaming import cut, write
-from proxy.dicomweb.threads import in_thread
 from proxy.dicomweb.transcode import decoded_frame
 from proxy.dicomweb.urls import base_url, resource_path, target_of
 from proxy.dicomweb.validators import REVALIDATE, is_known
+from proxy.threads import in_thread
 
 MAX_FRAMES: Final = 4096
 """Frames in one request; more hardly fit in a request line, which aiohttp bounds at 8,190 bytes."""

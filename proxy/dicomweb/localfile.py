@@ -20,10 +20,11 @@ from proxy.archive.retrieval.delivery import Arriving, Cached, Delivery
 from proxy.archive.spool.files import RetrievalFolder
 from proxy.archive.spool.reader import InstanceReader
 from proxy.archive.spool.spool import InstanceInfo
-from proxy.dataset.layout import inflate_to, inflated_limit
+from proxy.dataset.layout import inflate_to
 from proxy.dataset.part10 import file_header
+from proxy.dataset.reader import LIMITS
 from proxy.dicomweb.errors import Unavailable
-from proxy.dicomweb.threads import in_thread
+from proxy.threads import in_thread
 
 SMALL: Final = 4 * 1024 * 1024
 """Bytes of an instance that stay in memory where there is a storage: nearly all single images, which then cost no
@@ -124,7 +125,7 @@ async def inflated(local: LocalFile) -> AsyncIterator[LocalFile]:
     header = file_header(
         info.sop_class_uid, info.sop_instance_uid, syntax, implementation_class_uid=IMPLEMENTATION_CLASS_UID
     )
-    taken = len(header) + inflated_limit(local.size - local.header_size)
+    taken = len(header) + LIMITS.most_inflated(local.size - local.header_size)
     take_memory(taken)
     try:
         with os.fdopen(os.memfd_create("inflated", os.MFD_CLOEXEC), "w+b") as file:

@@ -33,10 +33,10 @@ from proxy.dicomweb.accept import Choice, choose_model, parse_accept
 from proxy.dicomweb.keys import ARCHIVES
 from proxy.dicomweb.nativexml import DICOM_XML, native_xml
 from proxy.dicomweb.streaming import cut, write
-from proxy.dicomweb.threads import in_thread
 from proxy.dicomweb.urls import base_url, resource_path, target_of
 from proxy.dicomweb.validators import REVALIDATE, etag_of_all, is_known
 from proxy.dicomweb.wado_common import partial_headers
+from proxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from proxy.archive.cache.cache import Cache
-from tests.proxy.caching import Clock, new_file
+from tests.proxy.caching import new_file
+from tests.proxy.clock import Clock
 
 INSTANCES = 12
 STUDIES = 8

@@ -12,21 +12,12 @@ from pathlib import Path
 from dul.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from proxy.archive.cache.cache import Cache, NewFile
 from proxy.archive.spool.spool import InstanceInfo
+from tests.proxy.clock import Clock
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 STUDY, SERIES, OTHER_STUDY, OTHER_SERIES = "1.2.3", "1.2.3.4", "1.2.5", "1.2.5.6"
 HOUR = 3600.0
 PLENTY = 1024**3
-
-
-class Clock:
-    """A clock that stands still unless it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,9 @@ import pydicom
 from tests.corpus import Sample, data_set_bytes
 from tests.proxy.running import Proxy
 
+RAW = "?multipart=false"
+"""Asks for one instance as a Part 10 file."""
+
 _CONTENT_TYPE = re.compile(r'multipart/related; type="application/dicom"; boundary=([0-9A-Za-z]+)')
 
 
@@ -126,3 +129,13 @@ async def get(proxy: Proxy, path: str, **headers: str) -> Answer:
     """Send a GET request and read the answer, within a time that is enough for any."""
     async with asyncio.timeout(20), proxy.http.get(path, headers=headers) as response:
         return await Answer.read(response)
+
+
+async def kept(http: aiohttp.ClientSession) -> None:
+    """Wait until no retrieval is under way: what was retrieved is in the cache some milliseconds after it was sent."""
+    async with asyncio.timeout(5):
+        while True:
+            async with http.get("/status") as response:
+                if (await response.json())["retrievals"] == 0:
+                    return
+            await asyncio.sleep(0.005)

@@ -26,10 +26,9 @@ from tests.faultpeer import Stored, in_front_of, small_study
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import HOST
 from tests.proxy.dicomfiles import deflated, encoded, long, short
-from tests.proxy.retrieved import Answer, get, path_of
+from tests.proxy.openfiles import open_below
+from tests.proxy.retrieved import Answer, get, kept, path_of
 from tests.proxy.test_dicomweb_client import Client
-from tests.proxy.test_sharing import kept
-from tests.proxy.test_wado_cached import open_below
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -120,7 +119,7 @@ async def test_values_wherever_they_are(encoding: str, use_cache: bool, tmp_path
             answer = await get(proxy, url)
             assert (answer.status, answer.content_type) == (200, "application/octet-stream")
             assert answer.body == VALUE
-            await kept(proxy)
+            await kept(proxy.http)
             assert parts(await get(proxy, url, Accept=OCTETS)) == [("application/octet-stream", VALUE)]
             for start, stop in ((0, 1), (3, 70_001), (262_143, 262_145), (len(VALUE) - 5, len(VALUE))):
                 part = await get(proxy, url, Range=f"bytes={start}-{stop - 1}")
@@ -300,7 +299,7 @@ async def test_tags_save_sending_it_again(tmp_path: Path) -> None:
     async with in_front_of(study, use_cget=True, enableCache=True, storagePath=str(tmp_path)) as (_, proxy):
         url = f"{path_of(study[0].sample)}/bulkdata/7FE00010"
         await get(proxy, url)
-        await kept(proxy)
+        await kept(proxy.http)
         tag = (await get(proxy, url)).headers["ETag"]
         assert (await get(proxy, url, **{"If-None-Match": tag})).status == 304
         assert (await get(proxy, url, **{"If-Range": tag, "Range": "bytes=0-1"})).status == 206

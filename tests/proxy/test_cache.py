@@ -23,7 +23,6 @@ from tests.proxy.caching import (
     PLENTY,
     SERIES,
     STUDY,
-    Clock,
     cache_at,
     check_storage,
     files_below,
@@ -31,6 +30,7 @@ from tests.proxy.caching import (
     new_file,
     read,
 )
+from tests.proxy.clock import Clock
 
 
 @pytest.fixture

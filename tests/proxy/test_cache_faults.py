@@ -19,7 +19,6 @@ from tests.proxy.caching import (
     PLENTY,
     SERIES,
     STUDY,
-    Clock,
     cache_at,
     check_storage,
     files_below,
@@ -27,6 +26,7 @@ from tests.proxy.caching import (
     new_file,
     read,
 )
+from tests.proxy.clock import Clock
 
 
 @pytest.fixture

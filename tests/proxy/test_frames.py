@@ -25,10 +25,9 @@ from tests import corpus
 from tests.faultpeer import ScriptedArchive, Stored, in_front_of, small_study
 from tests.peers.orthanc import Orthanc
 from tests.proxy.dicomfiles import deflated, encoded
-from tests.proxy.retrieved import Answer, get, path_of
+from tests.proxy.retrieved import Answer, get, kept, path_of
 from tests.proxy.running import Proxy
 from tests.proxy.test_pixels import frames_of
-from tests.proxy.test_sharing import kept
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -96,7 +95,7 @@ async def serving(
         if warm:
             for study in dict.fromkeys(path_of(stored.sample, "study") for stored in instances):
                 await get(proxy, study)
-            await kept(proxy)
+            await kept(proxy.http)
             archive.requests.clear()
         yield archive, proxy
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tests.faultpeer import ScriptedArchive, Stored
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import Address, free_port
 from tests.proxy.command import Program, program, write_config
-from tests.proxy.retrieved import Answer, digests, expected, path_of
+from tests.proxy.retrieved import Answer, digests, expected, kept, path_of
 from tests.proxy.running import PROXY_AET, settings
 
 SERIES, INSTANCES, SIDE = 2, 20, 512
@@ -69,16 +68,6 @@ async def get_whole(http: aiohttp.ClientSession, samples: Iterable[Sample], leve
     return answer.headers["X-Cache"]
 
 
-async def idle(http: aiohttp.ClientSession) -> None:
-    """Wait until no retrieval is under way."""
-    async with asyncio.timeout(5):
-        while True:
-            async with http.get("/status") as response:
-                if json.loads(await response.read())["retrievals"] == 0:
-                    return
-            await asyncio.sleep(0.02)
-
-
 @pytest.fixture
 def study() -> list[Stored]:
     """21 MB in two series."""
@@ -97,7 +86,7 @@ async def test_the_proxy_is_killed_midway_and_started_again(
         site = Site(tmp_path, storage, archive.address, destination.port, use_cget)
         async with site.proxy() as (_, http):
             await get_whole(http, series, "series")
-            await idle(http)
+            await kept(http)
         for size in (1, 1_000_000, 8_000_000):
             async with site.proxy() as (running, http):
                 with contextlib.suppress(aiohttp.ClientError):
@@ -111,7 +100,7 @@ async def test_the_proxy_is_killed_midway_and_started_again(
             assert await get_whole(http, series, "series") == "HIT"
             archive.requests.clear()
             await get_whole(http, rest, "series")
-            await idle(http)
+            await kept(http)
             assert archive.retrieves == {"SERIES": 1}
             assert await get_whole(http, rest, "series") == "HIT"
             async with http.delete("/cache") as response:
@@ -135,10 +124,10 @@ async def test_the_archive_is_killed_midway_and_started_again(use_cget: bool, tm
                 orthanc.kill()
                 with pytest.raises(aiohttp.ClientError):
                     await response.read()
-            await idle(http)
+            await kept(http)
             assert 0 < len(site.files()) < len(files)
             await asyncio.to_thread(orthanc.start_again, destination)
             await get_whole(http, samples, "study")
-            await idle(http)
+            await kept(http)
             assert await get_whole(http, samples, "study") == "HIT"
             assert [*site.storage.glob("spool/*")] == []

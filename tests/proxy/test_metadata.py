@@ -24,10 +24,9 @@ from tests.faultpeer.retrieves import failing
 from tests.faultpeer.stored import other
 from tests.peers.orthanc import Orthanc
 from tests.proxy.dicomfiles import ITEM_END, deflated, long, short
-from tests.proxy.retrieved import get, path_of
+from tests.proxy.retrieved import get, kept, path_of
 from tests.proxy.running import Proxy
 from tests.proxy.test_dicomjson import json_of
-from tests.proxy.test_sharing import kept
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -98,7 +97,7 @@ async def test_all_kinds_of_instances(use_cache: bool, samples: Corpus, tmp_path
                         uri = f"{proxy.url}{path_of(sample)}/bulkdata/7FE00010"
                         assert model["7FE00010"] == {"vr": model["7FE00010"]["vr"], "BulkDataURI": uri}
                 if use_cache:
-                    await kept(proxy)
+                    await kept(proxy.http)
         if use_cache:
             assert len(archive.requests) == len(samples.study_uids)
 
@@ -212,7 +211,7 @@ async def test_what_is_known_to_be_missing_is_206(tmp_path: Path) -> None:
         path = path_of(study[0].sample, "series")
         with pytest.raises(aiohttp.ClientPayloadError):
             await get(proxy, path + "/metadata")
-        await kept(proxy)
+        await kept(proxy.http)
         answer = await get(proxy, path + "/metadata")
         assert (answer.status, len(json.loads(answer.body))) == (206, 2)
         assert "1 of the instances could not be sent" in answer.headers["Warning"]
@@ -223,7 +222,7 @@ async def test_a_client_that_has_it_gets_304(tmp_path: Path) -> None:
     async with in_front_of(study, use_cget=True, enableCache=True, storagePath=str(tmp_path)) as (_, proxy):
         path = path_of(study[0].sample, "series") + "/metadata"
         assert "ETag" not in (await get(proxy, path)).headers
-        await kept(proxy)
+        await kept(proxy.http)
         json_tag = (await get(proxy, path)).headers["ETag"]
         xml_tag = (await get(proxy, path, Accept='multipart/related; type="application/dicom+xml"')).headers["ETag"]
         assert json_tag != xml_tag
@@ -292,7 +291,7 @@ async def test_one_that_is_malformed_does_not_hide_the_others(use_cache: bool, t
             message = (await get(proxy, path_of(sample) + "/metadata")).failure(502)
             assert "cannot be read" in message
             assert sample.sop_instance_uid not in message
-            await kept(proxy)
+            await kept(proxy.http)
 
 
 async def test_truncated_pixel_data_is_no_reason_to_have_no_metadata() -> None:

@@ -20,6 +20,7 @@ from tests.dul.archive import serving
 from tests.dul.wire import Wire, response, scripted_scp
 from tests.peers.dcmtk import Storescp
 from tests.peers.process import HOST, free_port
+from tests.proxy.clock import Clock
 from tests.proxy.peering import (
     archive_at,
     closes_at_once,
@@ -36,18 +37,9 @@ CLOSED, OPEN, HALF_OPEN = BreakerState
 # --- by itself -----------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

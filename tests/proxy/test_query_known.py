@@ -11,26 +11,17 @@ from proxy.archive.query.known import KEEP_SECONDS, Known
 from proxy.archive.query.search import Search
 from proxy.dataset.levels import Level
 from tests.corpus import uid
+from tests.proxy.clock import Clock
 from tests.proxy.finding import Answers, giving, study
 from tests.proxy.test_query import archive_of, everything
 
 SERIES_OF = {Level.STUDY: uid(9, 1)}
 
 
-class Clock:
-    """Seconds that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
     """A clock that stands still."""
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

@@ -15,12 +15,10 @@ from dul import dimse
 from tests.faultpeer import Retrieve, ScriptedArchive, Stored, honest, in_front_of, small_study
 from tests.faultpeer.stored import same_instances_in_two_series
 from tests.proxy.conftest import Source
-from tests.proxy.retrieved import Answer, digests, expected, get, path_of
+from tests.proxy.retrieved import RAW, Answer, digests, expected, get, kept, path_of
 from tests.proxy.running import Proxy, proxy_for
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-RAW = "?multipart=false"
 
 
 @asynccontextmanager
@@ -45,16 +43,6 @@ async def get_all(proxy: Proxy, study: list[Stored], level: str = "study") -> An
     answer = await get(proxy, path_of(study[0].sample, level))
     assert digests(answer.files) == expected(stored.sample for stored in study)
     return answer
-
-
-async def kept(proxy: Proxy) -> None:
-    """Wait until what was retrieved is in the cache, which takes some milliseconds more than sending it."""
-    async with asyncio.timeout(5):
-        while True:
-            async with proxy.http.get("/status") as response:
-                if (await response.json())["retrievals"] == 0:
-                    return
-            await asyncio.sleep(0.005)
 
 
 class Gate:
@@ -138,7 +126,7 @@ async def test_instances_one_by_one(level: str, count: int, use_cget: bool) -> N
     async with caching(study, use_cget=use_cget, useFetchLevel=level) as (archive, proxy):
         for start in range(0, 6, 3):
             await asyncio.gather(*(get_instance(proxy, stored) for stored in study[start : start + 3]))
-            await kept(proxy)
+            await kept(proxy.http)
         for stored in study:
             assert (await get_instance(proxy, stored)).headers["X-Cache"] == "HIT"
         assert archive.retrieves == {level: count}
@@ -231,7 +219,7 @@ async def test_what_was_retrieved_is_not_asked_for_again(source: Source, tmp_pat
         for patient in ("UTF8", "JAPANESE"):
             samples = source.samples.of_patient(patient)
             cold = await get(proxy, path_of(samples[0], "study"))
-            await kept(proxy)
+            await kept(proxy.http)
             warm = await get(proxy, path_of(samples[0], "study"))
             assert (cold.headers["X-Cache"], warm.headers["X-Cache"]) == ("MISS", "HIT")
             assert digests(warm.files) == digests(cold.files)
@@ -245,7 +233,7 @@ async def test_a_study_that_was_retrieved_serves_its_series(use_cget: bool) -> N
     study = small_study(2, 2)
     async with caching(study, use_cget=use_cget) as (archive, proxy):
         await get_all(proxy, study)
-        await kept(proxy)
+        await kept(proxy.http)
         for half in (study[:2], study[2:]):
             assert (await get_all(proxy, half, "series")).headers["X-Cache"] == "HIT"
         assert len(archive.requests) == 1
@@ -257,7 +245,7 @@ async def test_all_series_one_by_one_do_not_prove_the_study() -> None:
     async with caching(study) as (archive, proxy):
         for stored in study:
             await get_all(proxy, [stored], "series")
-            await kept(proxy)
+            await kept(proxy.http)
         assert (await get_all(proxy, study)).headers["X-Cache"] == "MISS"
         assert archive.retrieves == {"SERIES": 2, "STUDY": 1}
 
@@ -267,12 +255,12 @@ async def test_what_has_come_to_the_archive_since_is_noticed(monkeypatch: pytest
     study = small_study(2, 2)
     async with caching(study[:3]) as (archive, proxy):
         await get_all(proxy, study[:3])
-        await kept(proxy)
+        await kept(proxy.http)
         archive.instances = study
         assert len((await get_all(proxy, study[:3])).files) == 3, "for a minute it is taken to be complete"
         monkeypatch.setattr("proxy.archive.retrieval.retrievals.FRESH_SECONDS", 0.0)
         assert (await get_all(proxy, study)).headers["X-Cache"] == "MISS"
-        await kept(proxy)
+        await kept(proxy.http)
         assert (await get_all(proxy, study)).headers["X-Cache"] == "HIT"
         archive.instances = study[1:]
         assert (await get_all(proxy, study[1:])).headers["X-Cache"] == "MISS", "what was removed there is not shown"
@@ -283,7 +271,7 @@ async def test_while_the_archive_is_away_the_cache_serves_on(monkeypatch: pytest
     study = small_study()
     async with caching(study) as (archive, proxy):
         await get_all(proxy, study)
-        await kept(proxy)
+        await kept(proxy.http)
         archive.kill()
         assert (await get_all(proxy, study)).headers["X-Cache"] == "HIT"
 

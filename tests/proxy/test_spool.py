@@ -28,6 +28,7 @@ from proxy.archive.spool.spool import (
     Spool,
     SpooledInstance,
 )
+from tests.proxy.openfiles import open_below
 
 MB = 1024 * 1024
 PIECE = 256 * 1024
@@ -205,19 +206,8 @@ async def test_what_is_to_be_kept_is_written_at_once_and_for_the_owner_alone(
         assert file.written == file.end == instance.size
         assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.path.parent.stat().st_mode) == 0o700
-    assert open_files(tmp_path) == 0
+    assert open_below(tmp_path) == []
     await spool.close()
-
-
-def open_files(folder: Path) -> int:
-    """Return how many files below `folder` this process has open."""
-    found = 0
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            found += descriptor.readlink().is_relative_to(folder)
-        except OSError:
-            continue
-    return found
 
 
 async def test_readers_leave_no_file_open(folder: SpoolFolder, tmp_path: Path) -> None:
@@ -226,9 +216,9 @@ async def test_readers_leave_no_file_open(folder: SpoolFolder, tmp_path: Path) -
     await spool.flush()
     reader = InstanceReader(spool, instance)
     await anext(reader)
-    assert open_files(tmp_path) == 1
+    assert len(open_below(tmp_path)) == 1
     reader.close()
-    assert open_files(tmp_path) == 0
+    assert open_below(tmp_path) == []
     await spool.close()
 
 

@@ -13,9 +13,8 @@ from tests.peers.orthanc import Orthanc
 from tests.peers.process import Address
 from tests.peers.pynetdicom_peer import PynetdicomScp
 from tests.proxy.conftest import destination_of
-from tests.proxy.retrieved import digests, expected, get, path_of
+from tests.proxy.retrieved import digests, expected, get, kept, path_of
 from tests.proxy.running import Proxy, proxy_for
-from tests.proxy.test_sharing import kept
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -61,7 +60,7 @@ async def test_the_same_study_from_three_archives(proxy: Proxy, samples: Corpus)
     assert sorted(listed) == sorted(each.sop_instance_uid for each in samples.of_patient("LATIN1"))
     answer = await get(proxy, path_of(sample, "study"))
     assert digests(answer.files).keys() == expected(samples.of_patient("LATIN1")).keys()
-    await kept(proxy)
+    await kept(proxy.http)
     again = await get(proxy, path_of(sample, "study"))
     assert (again.headers["X-Cache"], digests(again.files)) == ("HIT", digests(answer.files))
 

@@ -17,9 +17,9 @@ from tests.faultpeer import ScriptedArchive, Stored, in_front_of, small_study
 from tests.faultpeer.retrieves import failing
 from tests.peers.process import HOST, Address, free_port
 from tests.proxy.command import program, write_config
-from tests.proxy.retrieved import Answer, digests, expected, get, path_of, read_parts
+from tests.proxy.openfiles import open_below
+from tests.proxy.retrieved import RAW, Answer, digests, expected, get, kept, path_of, read_parts
 from tests.proxy.running import PROXY_AET, Proxy, settings
-from tests.proxy.test_sharing import RAW, kept
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -30,7 +30,7 @@ async def warm(study: list[Stored], storage: Path, **more: object) -> AsyncItera
     options = {"enableCache": True, "storagePath": str(storage), **more}
     async with in_front_of(study, use_cget=True, **options) as (archive, proxy):
         await get(proxy, path_of(study[0].sample, "study"))
-        await kept(proxy)
+        await kept(proxy.http)
         archive.requests.clear()
         yield archive, proxy
 
@@ -114,17 +114,6 @@ async def test_a_client_that_leaves_midway_leaves_no_file_open(tmp_path: Path) -
         async with asyncio.timeout(5):
             while open_below(tmp_path) or list(tmp_path.glob("spool/*")):
                 await asyncio.sleep(0.01)
-
-
-def open_below(folder: Path) -> list[Path]:
-    """Return the Part 10 files below `folder` that this process has open."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = descriptor.readlink()
-            if target.is_relative_to(folder) and target.suffix in (".dcm", ".link"):
-                found.append(target)
-    return found
 
 
 # --- ETag ----------------------------------------------------------------------------------------------------
@@ -270,7 +259,7 @@ async def test_the_rest_is_answered_with_206_out_of_the_cache(tmp_path: Path) ->
         path = path_of(study[0].sample, "series")
         with pytest.raises(aiohttp.ClientPayloadError):
             await get(proxy, path)
-        await kept(proxy)
+        await kept(proxy.http)
         archive.requests.clear()
         for _ in range(2):
             answer = await get(proxy, path)
@@ -294,7 +283,7 @@ async def test_purge_over_http(tmp_path: Path) -> None:
             assert purged["bytes"] > sum(stored.sample.size for stored in study)
         assert files_in(tmp_path) == []
         assert (await get(proxy, path_of(sample) + RAW)).headers["X-Cache"] == "MISS"
-        await kept(proxy)
+        await kept(proxy.http)
         assert len(archive.requests) == 1
         async with proxy.http.delete("/cache") as response:
             assert (await response.json())["instances"] == 2

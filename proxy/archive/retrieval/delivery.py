@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from operator import methodcaller
 from typing import BinaryIO
 
 from proxy.archive.cache.cache import Cache, CachedInstance, CacheError, DamagedError
 from proxy.archive.errors import IncompleteError
 from proxy.archive.retrieval.retrieval import Reader
 from proxy.archive.spool.files import RetrievalFolder
+from proxy.threads import in_thread
 
 
 class Arriving:
@@ -87,14 +89,10 @@ class Cached:
 
     async def _open(self, instance: CachedInstance) -> BinaryIO:
         """Open a file in a thread: the first time, it is read through. One that is damaged is forgotten."""
-        opening = asyncio.get_running_loop().run_in_executor(None, self._cache.open_file, instance)
         try:
-            return await asyncio.shield(opening)
+            return await in_thread(self._cache.open_file, instance, undo=methodcaller("close"))
         except DamagedError:
             await self._cache.forget(instance)
-            raise
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_what_was_opened)
             raise
 
     async def close(self) -> None:
@@ -115,11 +113,6 @@ def _size(instance: CachedInstance) -> int:
         return instance.path.stat().st_size
     except OSError:
         return -1
-
-
-def _close_what_was_opened(opening: asyncio.Future[BinaryIO]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
 
 
 Delivery = Arriving | Cached

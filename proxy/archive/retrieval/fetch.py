@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import Final, Protocol
 
 import dul
@@ -73,6 +73,8 @@ class Fetch:
         self._contexts: list[dul.Context] | None = None
         self._patient_id: str | None = None
         self._progress = dul.Progress(dimse.PENDING)
+        self._listed: set[Key] | None = None
+        """What the archive lists, where that was asked after the last request."""
         self._is_queued = False
         self._reason = ""
         """Why something is missing, in words for a client."""
@@ -171,6 +173,7 @@ class Fetch:
     async def _try(self, target: Target) -> ArchiveError | None:
         """Ask for `target`; returns a failure after which it makes sense to go on, and raises others."""
         before = len(self._retrieval.arrived)
+        self._listed = None
         self._progress = dul.Progress(dimse.PENDING)
         try:
             await self._ask(target)
@@ -195,11 +198,12 @@ class Fetch:
     async def _find_missing(self, failure: ArchiveError | None) -> set[Key]:
         """What a C-FIND lists and has not come. Raises `failure` where that explains it better."""
         try:
-            missing = self._not_arrived(await self.expected())
+            listed = await self.expected() if self._listed is None else self._listed
         except ArchiveError:
             if failure is not None:
                 raise failure from failure.__cause__
             raise
+        missing = self._not_arrived(listed)
         refused = self._progress.status not in _MAY_HAVE_SENT
         if missing and failure is not None and refused and not self._retrieval.arrived:
             raise failure from failure.__cause__
@@ -207,12 +211,7 @@ class Fetch:
 
     async def expected(self) -> set[Key]:
         """The series and SOP Instance UIDs that the archive lists for the target."""
-        wanted = query.Search(Level.IMAGE, self._target.uids)
-        results = query.search([self._archive], wanted, self._known)
-        keys: set[Key] = set()
-        async with contextlib.aclosing(results.answers) as answers:
-            async for found in answers:
-                keys.add((found.found_uids[Level.SERIES], found.found_uids[Level.IMAGE]))
+        keys, results = await list_keys([self._archive], self._target, self._known)
         if results.remarks.short:
             raise ArchiveFailedError(
                 "its list of the instances is cut, so that nothing proves that all came", self._archive.name
@@ -273,7 +272,8 @@ class Fetch:
             sent = _sent(self._progress)
             await self._wait_for_stragglers(taken + (sent or 0))
             if sent is None and target == self._target:
-                missing = self._not_arrived(await self.expected())
+                self._listed = await self.expected()
+                missing = self._not_arrived(self._listed)
                 await self._wait_for_stragglers(self._retrieval.taken + len(missing))
 
     async def _c_move(self, target: Target, expecting: contextlib.ExitStack) -> None:
@@ -321,6 +321,19 @@ class Fetch:
                         await store.finish()
             finally:
                 self._progress = operation.progress
+
+
+async def list_keys(archives: Sequence[Archive], target: Target, known: Known) -> tuple[set[Key], query.Results]:
+    """The keys of all instances of a target that the archives list, and what there is to say of their answers.
+
+    Raises `ArchiveError` when none of them answers, or one fails midway.
+    """
+    results = query.search(archives, query.Search(Level.IMAGE, target.uids), known)
+    keys: set[Key] = set()
+    async with contextlib.aclosing(results.answers) as answers:
+        async for found in answers:
+            keys.add((found.found_uids[Level.SERIES], found.found_uids[Level.IMAGE]))
+    return keys, results
 
 
 def _sent(progress: dul.Progress) -> int | None:

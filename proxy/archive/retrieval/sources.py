@@ -11,7 +11,7 @@ from proxy.archive.errors import ArchiveError, IncompleteError, NotFoundError
 from proxy.archive.peers.archive import Archive
 from proxy.archive.query import search as query
 from proxy.archive.query.known import Known
-from proxy.archive.retrieval.fetch import Fetch, Inbox
+from proxy.archive.retrieval.fetch import Fetch, Inbox, list_keys
 from proxy.archive.retrieval.retrieval import Retrieval
 from proxy.archive.retrieval.target import Key, Target
 from proxy.dataset.levels import Level
@@ -57,12 +57,8 @@ class Sources:
 
     async def listed(self, target: Target) -> set[Key] | None:
         """The keys of all instances of a target; None when not every archive answers."""
-        keys: set[Key] = set()
-        results = query.search(self._archives, query.Search(Level.IMAGE, target.uids), self._known)
         try:
-            async with contextlib.aclosing(results.answers) as answers:
-                async for found in answers:
-                    keys.add((found.found_uids[Level.SERIES], found.found_uids[Level.IMAGE]))
+            keys, results = await list_keys(self._archives, target, self._known)
         except ArchiveError:
             return None
         return keys if not results.failures and not results.remarks.short else None

@@ -15,8 +15,11 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from proxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +124,8 @@ class RetrievalFolder:
     async def write(self, batch: Batch) -> None:
         """Write to files; `OSError` when that fails midway."""
         before = sum(file.written for file, _, _ in batch)
-        writing = asyncio.get_running_loop().run_in_executor(self.threads, self._write, batch)
         try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])  # a thread cannot be stopped, and the files are to be removed after it
-            raise
+            await in_thread(self._write, batch, executor=self.threads)
         finally:
             grown = sum(file.written for file, _, _ in batch) - before
             self._bytes += grown
@@ -140,14 +139,7 @@ class RetrievalFolder:
     async def new_file(self) -> BinaryIO:
         """A new empty file, open for another process to write; `count` what it has written. `OSError`."""
         path = self.file().path
-        opening = asyncio.get_running_loop().run_in_executor(self.threads, self._open_new, path)
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait([opening])
-            if opening.exception() is None:
-                opening.result().close()
-            raise
+        return await in_thread(self._open_new, path, executor=self.threads, undo=methodcaller("close"))
 
     def _open_new(self, path: Path) -> BinaryIO:
         self._make()
@@ -165,12 +157,7 @@ class RetrievalFolder:
         `OSError` when links cannot be made.
         """
         links = [self._path / f"{number}.link" for number in range(len(files))]
-        linking = asyncio.get_running_loop().run_in_executor(self.threads, self._link, files, links)
-        try:
-            await asyncio.shield(linking)
-        except asyncio.CancelledError:
-            await asyncio.wait([linking])
-            raise
+        await in_thread(self._link, files, links, executor=self.threads)
         return links
 
     def _link(self, files: Sequence[Path], links: Sequence[Path]) -> None:
