@@ -1,15 +1,21 @@
 """The data dictionary (PS3.6): value representation and keyword of a tag, and the way back.
 
 What may live here: look-ups of a tag, and nothing that reads or writes data sets. pydicom's tables are the
-source; the tables here are filled from them at the first use of each tag, and hold standard tags only, so
-that no peer can make them grow.
+source. Only they are loaded, without the package around them, which would bring numpy, Pillow and the decoders into
+the memory of a server that decodes no pixel. The tables here hold standard tags only, so that no peer can make them
+grow.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from pydicom import datadict
+_Entry = tuple[str, str, str, str, str]
+"""Of the dictionary: VR, VM, name, whether it is retired, and keyword."""
 
 ITEM = 0xFFFEE000
 ITEM_DELIMITATION = 0xFFFEE00D
@@ -36,8 +42,42 @@ _RESOLVED = {
 _HEX_TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
+def _load() -> tuple[Mapping[int, _Entry], Mapping[str, _Entry]]:
+    """Read pydicom's tables: of single tags, and of repeating groups, with `x` for the digits that vary."""
+    package = find_spec("pydicom")
+    assert package is not None
+    assert package.origin is not None
+    spec = spec_from_file_location("_dicom_dict", Path(package.origin).with_name("_dicom_dict.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.DicomDictionary, module.RepeatersDictionary
+
+
+class _Repeating(NamedTuple):
+    """The tags of a repeating group (PS3.5 7.6), such as (60xx,0010): those with `value` in the bits of `fixed`."""
+
+    value: int
+    fixed: int
+    vr: str
+    keyword: str
+
+    @classmethod
+    def of(cls, mask: str, entry: _Entry) -> _Repeating:
+        fixed = "".join("0" if digit == "x" else "F" for digit in mask)
+        return cls(int(mask.replace("x", "0"), 16), int(fixed, 16), _RESOLVED.get(entry[0], entry[0]), entry[4])
+
+    def has(self, tag: int) -> bool:
+        return (tag ^ self.value) & self.fixed == 0
+
+
+_ENTRIES, _REPEATERS = _load()
+_REPEATING: Final = tuple(_Repeating.of(mask, entry) for mask, entry in _REPEATERS.items())
+
+
 class _VRTable(dict[int, str]):
-    """Tag to VR, "US or SS" unresolved; filled on demand, with standard tags only."""
+    """Tag to VR, "US or SS" unresolved; tags of repeating groups are added at their first use."""
 
     def __missing__(self, tag: int) -> str:
         if tag & 0xFFFF == 0:
@@ -45,29 +85,18 @@ class _VRTable(dict[int, str]):
         if tag & 0x10000:
             # PS3.5 7.8.1: (gggg,0010-00FF) are Private Creators, LO. Other private elements are not in PS3.6.
             return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
-        try:
-            vr = datadict.dictionary_VR(tag)
-        except KeyError:
-            return "UN"
-        vr = self[tag] = _RESOLVED.get(vr, vr)
-        return vr
+        for group in _REPEATING:
+            if group.has(tag):
+                self[tag] = group.vr
+                return group.vr
+        return "UN"
 
 
-class _KeywordTable(dict[int, str]):
-    """Tag to keyword, filled on demand, with standard tags only."""
-
-    def __missing__(self, tag: int) -> str:
-        try:
-            keyword = self[tag] = datadict.dictionary_keyword(tag)
-        except KeyError:
-            return ""
-        return keyword
-
-
-RAW_VR = _VRTable()
+RAW_VR: Final = _VRTable((tag, _RESOLVED.get(entry[0], entry[0])) for tag, entry in _ENTRIES.items())
 """`RAW_VR[tag]` is `vr_of(tag)`, but for `US_OR_SS`, which the reader resolves by the data set."""
 
-_KEYWORD = _KeywordTable()
+_KEYWORDS: Final = {tag: entry[4] for tag, entry in _ENTRIES.items() if entry[4]}
+_TAGS: Final = {keyword: tag for tag, keyword in _KEYWORDS.items()}
 
 
 def vr_of(tag: int) -> str:
@@ -82,7 +111,8 @@ def vr_of(tag: int) -> str:
 
 def keyword_of(tag: int) -> str:
     """The keyword of a tag (PS3.6 chapter 6), or "" where it has none."""
-    return _KEYWORD[tag]
+    keyword = _KEYWORDS.get(tag)
+    return keyword if keyword is not None else next((group.keyword for group in _REPEATING if group.has(tag)), "")
 
 
 def tag_of(name: str) -> int | None:
@@ -91,7 +121,5 @@ def tag_of(name: str) -> int | None:
     None for an unknown keyword, and for items and delimiters, which are no attributes. Hexadecimal tags
     need not be in the dictionary, since private attributes are not.
     """
-    if not name:
-        return None  # pydicom has retired tags without a keyword under that name
-    tag = int(name, 16) if _HEX_TAG.fullmatch(name) else datadict.tag_for_keyword(name)
+    tag = int(name, 16) if _HEX_TAG.fullmatch(name) else _TAGS.get(name)
     return None if tag is None or tag >> 16 == 0xFFFE else tag

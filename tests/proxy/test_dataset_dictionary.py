@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from pydicom import datadict
+from pydicom._dicom_dict import RepeatersDictionary
 
 from proxy.dataset.dictionary import RAW_VR, keyword_of, tag_of, vr_of
 
@@ -37,6 +41,19 @@ def test_every_standard_tag_is_known() -> None:
             assert len(vr_of(tag)) == 2
             assert tag_of(keyword) == tag
             assert keyword_of(tag) == keyword
+
+
+@pytest.mark.parametrize("mask", sorted(RepeatersDictionary))
+def test_every_repeating_group_is_known(mask: str) -> None:
+    tag = int(mask.replace("xx", "02").replace("x", "2"), 16)
+    assert keyword_of(tag) == datadict.dictionary_keyword(tag)
+    assert vr_of(tag) in datadict.dictionary_VR(tag)
+
+
+def test_a_server_does_not_load_what_decodes_pixels() -> None:
+    """Or 20 MB more are in its memory, and it starts later."""
+    code = "import sys, proxy.app; print([name for name in ('pydicom', 'numpy', 'PIL') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
