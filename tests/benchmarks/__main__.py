@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import cache, frames, metadata, qido, sharing, wado
+from tests.benchmarks import cache, frames, metadata, qido, sharing, upload, wado
 from tests.benchmarks.client import BenchmarkError
 from tests.benchmarks.lab import Lab
 from tests.benchmarks.report import Row, table, write_json
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "metadata_cold": metadata.metadata_cold,
     "metadata_warm": metadata.metadata_warm,
     "metadata_encoder": metadata.metadata_encoder,
+    "upload": upload.upload,
 }
 
 

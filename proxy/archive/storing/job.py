@@ -32,7 +32,7 @@ class Job:
         self.done = asyncio.Event()
         self.may_retry = True
         """True while it can be sent once more, on another association: no byte of `rest` was taken."""
-        self._head = tuple(head)
+        self._head: Sequence[bytes] = tuple(head)
         self._rest = rest
         self._stalled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -119,5 +119,6 @@ class Job:
 
     def _finish(self) -> None:
         self.may_retry = False
+        self._head = ()  # an upload keeps all of its jobs until its answer
         self.sent.set()
         self.done.set()
