@@ -9,7 +9,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,34 +125,44 @@ class Page:
         clip = {"clip": {**rectangle, "scale": 1}} if rectangle else {}
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png", **clip))["data"])
 
+    async def point(self, x: float, y: float) -> None:
+        """Move the mouse to a place."""
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-@contextlib.asynccontextmanager
-async def browser_page(program: str) -> AsyncIterator[Page]:
-    """Run a browser with an empty profile and one tab."""
+    async def wheel(self, x: float, y: float, delta: float) -> None:
+        """Turn the mouse wheel at a place, downwards where `delta` is positive; comes back when the page has it."""
+        await self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=delta)
+
+
+@contextlib.contextmanager
+def browser(program: str) -> Iterator[str]:
+    """Run a browser; gives the address of its DevTools."""
     profile = Path(tempfile.mkdtemp(prefix="chromium-"))
     process = Process("chromium", [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"], profile)
     port_file = profile / "DevToolsActivePort"
     try:
-        await asyncio.to_thread(
-            process.start, lambda: port_file.exists() and bool(port_file.read_text()), START_SECONDS
-        )
+        process.start(lambda: port_file.exists() and bool(port_file.read_text()), START_SECONDS)
         port, path = port_file.read_text().split()
-        async with (
-            aiohttp.ClientSession() as http,
-            http.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
-        ):
-            page = Page(socket)
-            reading = asyncio.create_task(page.read())
-            try:
-                target = (await page.call("Target.createTarget", url="about:blank"))["targetId"]
-                attached = await page.call("Target.attachToTarget", targetId=target, flatten=True)
-                page.session = attached["sessionId"]
-                for domain in ("Page", "Runtime", "Network"):
-                    await page.call(f"{domain}.enable")
-                yield page
-            finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+        yield f"ws://127.0.0.1:{port}{path}"
     finally:
-        await asyncio.to_thread(process.stop, kill=True)
+        process.stop(kill=True)
         shutil.rmtree(profile, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def new_page(address: str) -> AsyncIterator[Page]:
+    """Open a tab in a running browser that has no storage, cache or cookies in common with any other."""
+    async with aiohttp.ClientSession() as http, http.ws_connect(address, max_msg_size=0) as socket:
+        page = Page(socket)
+        reading = asyncio.create_task(page.read())
+        try:
+            context = (await page.call("Target.createBrowserContext", disposeOnDetach=True))["browserContextId"]
+            target = await page.call("Target.createTarget", url="about:blank", browserContextId=context)
+            attached = await page.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            page.session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Network"):
+                await page.call(f"{domain}.enable")
+            yield page
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 import dul
-from tests.clients.browser import Page, browser_page, find_browser
+from tests.clients.browser import Page, browser, find_browser, new_page
+from tests.clients.npm import package
+from tests.clients.npm_client import LOADED, LOADS, PACKAGE, PAGE, VERSION, Client
+from tests.clients.pages import served
 from tests.clients.studies import files
 from tests.dul.archive import decode
 from tests.peers.orthanc import Orthanc
@@ -50,11 +53,27 @@ def retrievals(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
     return asked
 
 
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    """A tab of a browser."""
+@pytest.fixture(scope="session")
+def devtools() -> Iterator[str]:
+    """A browser: the address of its DevTools."""
     program = find_browser()
     if program is None:
         pytest.skip("there is no Chromium (package chromium)")
-    async with browser_page(program) as running:
-        yield running
+    with browser(program) as address:
+        yield address
+
+
+@pytest.fixture
+async def page(devtools: str) -> AsyncIterator[Page]:
+    """A tab of the browser, with a profile of its own."""
+    async with new_page(devtools) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(page: Page, proxy: Proxy) -> AsyncIterator[Client]:
+    """The library of npm, loaded."""
+    async with served(package(PACKAGE, VERSION), {"index.html": PAGE}) as address:
+        await page.goto(address)
+        await page.until(LOADED, LOADS, "the library is loaded")
+        yield Client(page, proxy.url)

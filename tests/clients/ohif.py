@@ -28,13 +28,16 @@ SOURCE = {
 def configuration(dicomweb: str, **more: object) -> str:
     """Return the `app-config.js` for a DICOMweb server; `more` are further keys of its data source."""
     roots = {"qidoRoot": dicomweb, "wadoRoot": dicomweb, "wadoUriRoot": f"{dicomweb}/wado"}
-    config = {
+    config: dict[str, object] = {
         "routerBasename": None,
         "extensions": [],
         "modes": [],
         "showStudyList": True,
         "showErrorDetails": "always",
         "showLoadingIndicator": True,
+        # A new browser profile is shown a tour and a notice, which lie over the viewport and take the mouse from it.
+        "customizationService": {"ohif.tours": {"$set": []}},
+        "investigationalUseDialog": {"option": "never"},
         "maxNumRequests": {"interaction": 100, "thumbnail": 75, "prefetch": 25},
         "defaultDataSourceName": "proxy",
         "dataSources": [

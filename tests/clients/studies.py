@@ -1,4 +1,4 @@
-"""What the viewer is shown: a CT series, a multi-frame ultrasound, a compressed image, and a PDF."""
+"""What clients are shown: a CT series, a multi-frame ultrasound, a compressed image, a PDF, a report and a video."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 
 from tests.corpus import ENCAPSULATED_PDF, add_pixels, encode, header, normalise, uid
 
 VIEWER_STUDY = 7
-CT, ULTRASOUND, COMPRESSED, DOCUMENT = 1, 2, 3, 4
+CT, ULTRASOUND, COMPRESSED, DOCUMENT, REPORT, VIDEO = 1, 2, 3, 4, 5, 6
 SLICES = 12
 SIDE = 128
+MPEG4 = "1.2.840.10008.1.2.4.102"
+CONCLUSION = "Nothing <b>unusual</b> & größer"
 
 _LINE = "BT /F1 24 Tf 72 700 Td (A report) Tj ET" + "\n% a comment" * 200
 
@@ -38,6 +41,13 @@ def files() -> Iterator[bytes]:
     yield _adapted("examples_ybr_color.dcm", ULTRASOUND)
     yield _adapted("examples_jpeg2k.dcm", COMPRESSED)
     yield encode(_pdf())
+    yield encode(_report())
+    yield encode(_video(), MPEG4)
+
+
+def radius(number: int) -> int:
+    """Return the radius of the disc in a slice of the CT, in pixels: no two slices have the same."""
+    return 15 + number * 3
 
 
 def _named(study: int, instance: int, sop_class: str, modality: str) -> Dataset:
@@ -62,8 +72,7 @@ def _ct() -> Iterator[Dataset]:
         data_set.SliceThickness = 3
         data_set.RescaleIntercept, data_set.RescaleSlope = -1024, 1
         data_set.WindowCenter, data_set.WindowWidth = 40, 400
-        radius = 15 + number * 3
-        inside = (x - SIDE / 2) ** 2 + (y - SIDE / 2) ** 2 < radius**2
+        inside = (x - SIDE / 2) ** 2 + (y - SIDE / 2) ** 2 < radius(number) ** 2
         add_pixels(data_set, SIDE, np.where(inside, 1100 + x, 950).astype("<u2").tobytes())
         yield data_set
 
@@ -87,6 +96,39 @@ def _pdf() -> Dataset:
     data_set.DocumentTitle = "A report"
     data_set.EncapsulatedDocument = pdf()
     return data_set
+
+
+def _report() -> Dataset:
+    data_set = _named(REPORT, 1, pydicom.uid.BasicTextSRStorage, "SR")
+    data_set.SpecificCharacterSet = "ISO_IR 192"
+    data_set.CompletionFlag, data_set.VerificationFlag = "COMPLETE", "UNVERIFIED"
+    data_set.ValueType, data_set.ConceptNameCodeSequence = "CONTAINER", [_code("1", "A report")]
+    data_set.ContinuityOfContent = "SEPARATE"
+    conclusion = Dataset()
+    conclusion.RelationshipType, conclusion.ValueType = "CONTAINS", "TEXT"
+    conclusion.ConceptNameCodeSequence, conclusion.TextValue = [_code("2", "Conclusion")], CONCLUSION
+    data_set.ContentSequence = [conclusion]
+    return data_set
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "99SAMPLE", meaning
+    return code
+
+
+def _video() -> Dataset:
+    data_set = _named(VIDEO, 1, pydicom.uid.VideoEndoscopicImageStorage, "ES")
+    data_set.SamplesPerPixel, data_set.PhotometricInterpretation, data_set.PlanarConfiguration = 3, "YBR_PARTIAL_420", 0
+    data_set.Rows, data_set.Columns, data_set.NumberOfFrames = 64, 96, 25
+    data_set.BitsAllocated, data_set.BitsStored, data_set.HighBit, data_set.PixelRepresentation = 8, 8, 7, 0
+    data_set.PixelData = encapsulate([video()])
+    return data_set
+
+
+def video() -> bytes:
+    """Return what stands for the stream of the video, which nobody is to look into."""
+    return b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40
 
 
 def pdf() -> bytes:

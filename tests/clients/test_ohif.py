@@ -6,6 +6,7 @@ What it shows is looked at on screenshots, and what it costs the archive is coun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 
 from tests.clients import ohif
-from tests.clients.browser import Page
+from tests.clients.browser import POLL_SECONDS, Page
 from tests.clients.npm import package
 from tests.clients.pages import served
-from tests.clients.studies import COMPRESSED, CT, DOCUMENT, SLICES, ULTRASOUND, VIEWER_STUDY, study_uid
+from tests.clients.studies import COMPRESSED, CT, DOCUMENT, SIDE, SLICES, ULTRASOUND, VIEWER_STUDY, radius, study_uid
 from tests.corpus import uid
 from tests.proxy.running import Proxy
 
@@ -26,6 +27,12 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra:
 
 LOADS = 25.0
 """Seconds that the viewer may take to load and draw; it has some 30 MB of scripts."""
+
+REACTS = 5.0
+"""Seconds that the viewer may take to draw another slice, of which it has the pixels."""
+
+BRIGHT = 105
+"""Grey values above are the ball, below the box around it."""
 
 A_MOMENT = "new Promise(done => setTimeout(() => done(true), 250))"
 VIEWPORT = "document.querySelector('.cornerstone-viewport-element canvas, canvas.cornerstone-canvas')"
@@ -75,6 +82,29 @@ async def until_drawn(page: Page) -> np.ndarray:
     raise AssertionError(f"no image: {len(np.unique(seen))} grey values; {page.problems()}")
 
 
+async def slice_shown(page: Page, place: dict[str, float]) -> int:
+    """Return which slice of the ball the viewport shows, by how wide its disc is on the screen; 0 for none.
+
+    The image is square and as high as the viewport.
+    """
+    side = place["height"]
+    line = {"x": place["x"] + (place["width"] - side) / 2, "y": place["y"] + side / 2, "width": side, "height": 1}
+    with Image.open(io.BytesIO(await page.screenshot(line))) as image:
+        row = np.asarray(image.convert("L"))[0]
+    seen = np.count_nonzero(row > BRIGHT) * SIDE / len(row) / 2
+    return next((number for number in range(1, SLICES + 1) if abs(radius(number) - seen) < 1), 0)
+
+
+async def until_slice(page: Page, place: dict[str, float], number: int) -> None:
+    """Wait until the viewport shows a slice."""
+    seen = -1
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REACTS):
+            while (seen := await slice_shown(page, place)) != number:
+                await asyncio.sleep(POLL_SECONDS)
+    assert seen == number, f"slice {seen} is shown; {page.problems()}"
+
+
 async def open_study(page: Page, viewer: str, study: int) -> None:
     """Open a study as a link to the viewer does."""
     await page.goto(f"{viewer}/viewer?StudyInstanceUIDs={study_uid(study)}")
@@ -89,13 +119,27 @@ async def test_the_list_of_studies(page: Page, viewer: str, retrievals: Counter[
     assert not page.problems()
 
 
-async def test_a_ct_series(page: Page, viewer: str, retrievals: Counter[tuple[str, ...]]) -> None:
-    """It is shown, and all of its slices are fetched; metadata and frames cost the archive one C-MOVE."""
+async def test_a_ct_series_is_scrolled(page: Page, viewer: str, retrievals: Counter[tuple[str, ...]]) -> None:
+    """Each turn of the wheel draws the next slice, to the end and back; all of it costs the archive one C-MOVE.
+
+    The viewer puts the slices in the order of their positions, the highest first.
+    """
     await open_study(page, viewer, CT)
     await until_drawn(page)
     async with asyncio.timeout(LOADS):
         while len({url for url in page.answered() if "/frames/" in url}) < SLICES:
             await page.until(A_MOMENT, 5, "time passes")
+    place = await page.until(PLACE, REACTS, "there is a viewport")
+    x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    await page.until(f"document.elementFromPoint({x}, {y}) === {VIEWPORT}", REACTS, "nothing lies over the viewport")
+    await page.point(x, y)
+    await until_slice(page, place, SLICES)
+    for number in range(SLICES - 1, 0, -1):
+        await page.wheel(x, y, 100)
+        await until_slice(page, place, number)
+    for number in range(2, SLICES + 1):
+        await page.wheel(x, y, -100)
+        await until_slice(page, place, number)
     assert retrievals == {("SERIES", study_uid(CT), uid(VIEWER_STUDY, CT, 1)): 1}
     assert not page.problems()
 
