@@ -98,7 +98,7 @@ async def _send(request: web.Request, path: Path, value: Value, headers: dict[st
     if value.local.etag is not None:
         etag = f'"{value.local.etag}-{zlib.crc32(f"{written_path(path)} {choice.offer}".encode()):08x}"'
         headers |= REVALIDATE | {"ETag": f"W/{etag}" if choice.multipart else etag}
-        if is_known(request, etag):
+        if is_known(request, headers["ETag"]):
             return web.Response(status=304, headers=headers)
     if choice.multipart:
         return await _send_parts(request, value, choice, headers)

@@ -121,4 +121,6 @@ def choose_form(accept: Accept, info: InstanceInfo, view: View) -> Choice:
         raise NotAcceptable("instances of this class are not rendered")
     if view.frames is not None and offers != IMAGES:
         raise NotAcceptable("the instance has no frames")
+    if view.frames is not None and len(view.frames) > 1:
+        offers = (GIF,)  # of the single forms, only this one has room for them
     return choose(accept, offers)

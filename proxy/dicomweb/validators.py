@@ -25,6 +25,12 @@ def etag_of_all(instances: Iterable[CachedInstance], form: str = "") -> str:
 
 
 def is_known(request: web.Request, etag: str) -> bool:
-    """True when the client has it already (RFC 9110 13.1.2: compared weakly)."""
+    """True when the client has it already (RFC 9110 13.1.2: compared weakly).
+
+    Never for a range of what has a weak tag, which is never sent in ranges: browsers would cut the range out of what
+    they have, boundaries and all (RFC 9111 3.4 asks for a strong tag).
+    """
+    if "Range" in request.headers and etag.startswith("W/"):
+        return False
     value = etag.removeprefix("W/").strip('"')
     return any(known.value in ("*", value) for known in request.if_none_match or ())

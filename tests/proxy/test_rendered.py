@@ -168,6 +168,9 @@ async def test_a_multi_frame_instance_as_one_image_as_parts_and_animated() -> No
         animation = await get(proxy, path + "?viewport=64,64", Accept="image/gif")
         assert Image.open(io.BytesIO(animation.body)).n_frames > 20  # type: ignore[attr-defined]
         some = await get(proxy, path_of(stored.sample) + "/frames/1,20/rendered", Accept="image/gif")
+        for accept in ("image/*", "image/jpeg, image/gif;q=0.5"):
+            same = await get(proxy, path_of(stored.sample) + "/frames/1,20/rendered", Accept=accept)
+            assert same.body == some.body, "no frame is left out for a form that the client likes better"
         assert Image.open(io.BytesIO(some.body)).n_frames == 2  # type: ignore[attr-defined]
 
 
