@@ -87,6 +87,9 @@ class Channel:
         self._incoming: DataStream | None = None  # the data set that is arriving
         self._reading: DataStream | None = None  # the one of the message received last
         self._unread = 0
+        self._received = 0  # bytes of data sets
+        self._progress = 0  # how many of them there were when enough had come the last time …
+        self._waited = 0.0  # … and the seconds of waiting since then
         self._waiter: asyncio.Future[None] | None = None
         self._waits: set[asyncio.Future[None]] = set()
         self._answer: asyncio.Future[pdu.AAssociateAC | pdu.AAssociateRJ] = self._loop.create_future()
@@ -165,6 +168,7 @@ class Channel:
         assert self._incoming is not None
         chunk = b"".join(pieces)
         self._unread += len(chunk)
+        self._received += len(chunk)
         self._incoming.feed(chunk, last=last)
         if last:
             self._incoming = None
@@ -198,7 +202,12 @@ class Channel:
             case AbortIndication(source, reason):
                 self._end(AssociationAborted(source, reason))
             case ProviderAbortIndication(error):
-                self._end(error or ConnectionLost("the peer closed the connection without a release"))
+                self._end(error or self._lost())
+
+    def _lost(self) -> DulError:
+        if self.transport.unreachable:
+            return PeerTimeout("TCP acknowledgement", limits.SILENCE_TIMEOUT)
+        return ConnectionLost("the peer closed the connection without a release")
 
     def _answer_release(self) -> None:
         if self._connection.may_answer_release:
@@ -235,8 +244,9 @@ class Channel:
         """True while somebody waits for a message or for data, and so is told of the association's end there."""
         return any(not waiter.done() for waiter in self._waits)
 
-    async def _wait(self, waiter: asyncio.Future[None], what: str, seconds: float) -> None:
-        timer = self._loop.call_later(seconds, _expire, waiter, what, seconds)
+    async def _wait(self, waiter: asyncio.Future[None], what: str, seconds: float, left: float | None = None) -> None:
+        """Wait for `what`, which may take `seconds`, of which so many are `left`."""
+        timer = self._loop.call_later(seconds if left is None else left, _expire, waiter, what, seconds)
         self._waits.add(waiter)
         try:
             await waiter
@@ -248,7 +258,17 @@ class Channel:
             timer.cancel()
 
     async def _wait_for_data(self, waiter: asyncio.Future[None]) -> None:
-        await self._wait(waiter, "further bytes of a data set", self.timeouts.idle)
+        """Wait for more of the data set that is being read: no longer than the idle timeout until `limits.MIN_RATE` is
+        reached again. Time that its reader spends elsewhere does not count.
+        """
+        if self._received - self._progress >= limits.MIN_RATE * self.timeouts.idle:
+            self._progress, self._waited = self._received, 0.0
+        started = self._loop.time()
+        left = max(self.timeouts.idle - self._waited, 0.0)
+        try:
+            await self._wait(waiter, "further bytes of a data set", self.timeouts.idle, left)
+        finally:
+            self._waited += self._loop.time() - started
 
     async def receive(self, what: str, seconds: float) -> Message:
         """The next message; what is unread of the one before is dropped.
@@ -267,6 +287,7 @@ class Channel:
             finally:
                 self._waiter = None
         message = self._inbox.popleft()
+        self._progress, self._waited = self._received, 0.0
         self._resume_if_low()
         self._reading = message.data
         return message

@@ -67,9 +67,11 @@ class Framer:
 
     @property
     def mid_control_pdu(self) -> bool:
-        """True while a header, or a PDU other than P-DATA-TF, has begun and is not whole; also between the header of
-        a P-DATA-TF PDU and that of the value in it."""
-        return bool(self._header) or self._body is not None or (self._pdu_left > 0 and not self._pdv_left)
+        """True while a header, a PDU other than P-DATA-TF or a value with a command has begun and is not whole; also
+        between the header of a P-DATA-TF PDU and that of the value in it."""
+        if self._header or self._body is not None:
+            return True
+        return self._pdu_left > 0 and (not self._pdv_left or bool(self._control & pdu.COMMAND_FLAG))
 
     def feed(self, data: memoryview) -> list[Frame]:
         """The frames that `data` completes or continues, in order. Never raises."""
@@ -115,7 +117,7 @@ class Framer:
             if length > limits.MAX_ASSOCIATION_PDU:
                 raise _invalid(f"an A-ASSOCIATE PDU claims {length} bytes")
         elif pdu_type not in _FIXED_TYPES:
-            raise UnrecognizedPDUError(f"PDU type 0x{pdu_type:02X} is not defined")
+            raise UnrecognizedPDUError(f"PDU type 0x{pdu_type:02X} is not defined{_looks_like(bytes(header))}")
         elif length != limits.FIXED_PDU_BODY:
             raise _invalid(f"PDU type 0x{pdu_type:02X} claims {length} bytes where 4 are defined")
         self._pdu_type, self._pdu_left = pdu_type, length
@@ -161,6 +163,16 @@ class Framer:
 
 
 _NOTHING = memoryview(b"")
+
+_TLS_TYPES = range(0x14, 0x18)  # RFC 8446 5.1
+_HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"CONN", b"TRAC", b"PATC", b"PRI ", b"HTTP")
+
+
+def _looks_like(header: bytes) -> str:
+    """Say which protocol begins so, where it is one that is met on DICOM ports."""
+    if header[0] in _TLS_TYPES and header[1] == 3:
+        return ": this is TLS, and DICOM in clear text is spoken here"
+    return ": this is HTTP" if header.startswith(_HTTP) else ""
 
 
 def _invalid(message: str) -> RemoteProtocolError:

@@ -49,7 +49,7 @@ UIDs of 60,000 instances fit."""
 # --- buffers -------------------------------------------------------------------------------------------------
 
 READ_BUFFER: Final = 256 * 1024
-"""One read from the socket; pages are touched only as far as reads fill them."""
+"""One read from a socket."""
 
 RECEIVE_HIGH_WATER: Final = 1024 * 1024
 """Unread bytes of one association at which reading from its socket stops …"""
@@ -81,6 +81,27 @@ IDLE_TIMEOUT: Final = 300.0
 PDU_TIMEOUT: Final = 30.0
 """A PDU other than P-DATA, once begun, must be whole by then."""
 
+MIN_RATE: Final = 50.0
+"""Bytes a second of a data set, on the average of an idle timeout, if it is not whole by then; or a byte now and then
+would hold an association for ever. Any line that images are sent over is faster (GSM: 1200). An archive with a tape
+library may be silent for nearly all of the idle timeout, and again after each 15 kB (for one of 300 s)."""
+
+TLS_HANDSHAKE_TIMEOUT: Final = 4.0
+"""For a TLS handshake of a caller: a few round trips, so that one who speaks something else is closed within 5 s."""
+
+KEEPALIVE_IDLE: Final = 20
+KEEPALIVE_INTERVAL: Final = 10
+KEEPALIVE_PROBES: Final = 3
+"""TCP keepalive (RFC 9293 3.8.4) after so much silence, so often, and so many in vain: a peer whose machine or network
+is gone, and which so says nothing of it, is noticed within a minute. Whole seconds."""
+
+SILENCE_TIMEOUT: Final = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES
+"""The same for bytes that the peer's TCP does not acknowledge (RFC 5482)."""
+
+SURELY_TAKEN: Final = 16 * 1024
+"""Bytes that a peer's TCP takes even if its program reads nothing, as requests and responses are. Beyond, until it has
+answered, `SILENCE_TIMEOUT` does not hold: an archive may be slow to store what it gets."""
+
 CANCEL_TIMEOUT: Final = 2.0
 """From C-CANCEL to the final response; some archives ignore C-CANCEL and get an A-ABORT then."""
 
@@ -89,8 +110,30 @@ CANCEL_TIMEOUT: Final = 2.0
 MAX_CONNECTIONS: Final = 100
 MAX_CONNECTIONS_PER_HOST: Final = 20
 
-LISTEN_BACKLOG: Final = 128
-"""Connections that the kernel keeps until they are accepted, and that are accepted in one go."""
+REQUEST_OVERDUE: Final = 0.25
+"""A connection without A-ASSOCIATE-RQ for longer gives its place up where all are taken: honest callers ask at once,
+and ARTIM would let silent ones from a few addresses keep everybody out."""
+
+ARRIVALS_AT_ONCE: Final = 2000
+"""Connections that one address may open at once, in however short a time: some archives open one for each instance, and
+this is a large study …"""
+
+ARRIVALS_PER_SECOND: Final = 200.0
+"""… and how many it may open each second from then on. An association costs about a millisecond of processor time, so a
+flood from one address takes a fifth of one processor."""
+
+LOG_LINES_AT_ONCE: Final = 20
+LOG_LINES_PER_SECOND: Final = 0.2
+"""Warnings about one address: enough to see what goes on, and no flood in the log, whatever it does."""
+
+MAX_BUCKETS: Final = 1000
+"""Addresses that are counted each for itself at one time; beyond, all others count as one."""
+
+LISTEN_BACKLOG: Final = 1024
+"""Connections that the kernel keeps until they are accepted; those beyond try again after a second or more."""
+
+ACCEPTED_AT_ONCE: Final = 128
+"""Connections that are accepted before others get their turn."""
 
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting, when there are no descriptors or no memory for another connection."""

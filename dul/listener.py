@@ -68,7 +68,7 @@ class Listener:
         self._sockets.clear()
 
     def _readable(self, listening: socket.socket) -> None:
-        for _ in range(limits.LISTEN_BACKLOG):
+        for _ in range(limits.ACCEPTED_AT_ONCE):
             try:
                 accepted, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

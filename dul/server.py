@@ -29,11 +29,15 @@ from dul.errors import (
     RemoteProtocolError,
     describe_rejection,
 )
+from dul.flood import QuietLog, TokenBuckets
+from dul.handshake import describe_failure
 from dul.listener import Listener
 from dul.negotiation import TransferSyntaxPolicy, accept_all_storage, answer_request, send_limit
 from dul.services import Handler, Services
 
 logger = logging.getLogger("dul")
+
+_OVER_LIMIT = pdu.AAssociateRJ(REJECTED_TRANSIENT, SOURCE_PROVIDER_PRESENTATION, REASON_LOCAL_LIMIT_EXCEEDED)
 
 Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | TransferSyntaxPolicy | None]
 """Decides on a request from a host address: None admits it, and so does a policy, which then counts for it."""
@@ -43,11 +47,25 @@ Admission = Callable[[pdu.AAssociateRQ, str], pdu.AAssociateRJ | TransferSyntaxP
 class ServerLimits:
     """How many connections with an association a server holds; further ones are rejected: "local limit exceeded".
 
-    Twice as many connections are held at most, with or without an association; those beyond are closed unheard.
+    Twice as many connections are held at most, with or without an association; those of one address beyond are rejected
+    unheard. Of all addresses together, who comes takes the place of one whose request for an association is overdue, so
+    that silent connections from several addresses keep nobody out. `arrivals_at_once` and `arrivals_per_second` say how
+    many connections one address may open, whatever becomes of them; those beyond are closed.
     """
 
     connections: int = limits.MAX_CONNECTIONS
     connections_per_host: int = limits.MAX_CONNECTIONS_PER_HOST
+    arrivals_at_once: int = limits.ARRIVALS_AT_ONCE
+    arrivals_per_second: float = limits.ARRIVALS_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A connection whose request has not come yet: from where, what establishes it, and since when."""
+
+    host: str
+    establishing: asyncio.Task[None]
+    since: float
 
 
 class Server:
@@ -71,6 +89,8 @@ class Server:
         self._timeouts = timeouts or Timeouts()
         self._limits = server_limits or ServerLimits()
         self._artim = artim
+        self._arrivals = TokenBuckets(self._limits.arrivals_at_once, self._limits.arrivals_per_second)
+        self._log = QuietLog(logger)
         self._ssl: ssl_module.SSLContext | None = None
         self._listener: Listener | None = None
         self._port = 0
@@ -78,6 +98,7 @@ class Server:
         self._hosts: Counter[str] = Counter()  # connections by address, from accept to the end
         self._admitted: set[Channel] = set()
         self._arriving: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Channel, _Waiting] = {}  # the oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -103,6 +124,10 @@ class Server:
         await self._listener.open(host, port)
         self._port = self._listener.port
 
+    def use_tls(self, ssl: ssl_module.SSLContext) -> None:
+        """Speak TLS by another context from the next connection on; for a server that was started with one."""
+        self._ssl = ssl
+
     async def close(self, drain: float = 0.0) -> None:
         """Listen no more, give associations `drain` seconds to end by themselves, then abort them."""
         self._closing = True
@@ -126,23 +151,57 @@ class Server:
     # --- one connection --------------------------------------------------------------------------------------
 
     def _arrived(self, accepted: socket.socket, host: str) -> None:
-        # A rejection needs a request to be read first; beyond twice a cap not even that is waited for.
-        caps = self._limits
-        if self._hosts.total() >= 2 * caps.connections or self._hosts[host] >= 2 * caps.connections_per_host:
+        if self._arrivals.take(host) is None:
             accepted.close()
+            self._log.warn_of(host, "a connection from %s was closed: it opens too many in too short a time", host)
+            return
+        # To be rejected properly a request has to be read first; beyond twice a cap not even that is waited for.
+        caps = self._limits
+        is_full = self._hosts.total() >= 2 * caps.connections
+        if self._hosts[host] >= 2 * caps.connections_per_host or (is_full and not self._make_room()):
+            self._turn_away(accepted)
+            self._log.warn_of(host, "a connection from %s was turned away: too many are open", host)
             return
         self._hosts[host] += 1
         task = asyncio.get_running_loop().create_task(self._establish(accepted, host))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 
+    def _make_room(self) -> bool:
+        """Close a connection whose request is overdue: the oldest of the address that has most of those."""
+        now = asyncio.get_running_loop().time()
+        overdue = {each: of for each, of in self._waiting.items() if now - of.since > limits.REQUEST_OVERDUE}
+        if not overdue:
+            return False
+        crowd, _ = Counter(of.host for of in overdue.values()).most_common(1)[0]
+        channel = next(each for each, of in overdue.items() if of.host == crowd)
+        establishing = self._waiting.pop(channel).establishing
+        if establishing.done():
+            channel.abort()
+        else:
+            establishing.cancel()  # within its TLS handshake
+        self._log.warn_of(crowd, "a connection from %s was closed: it asks for nothing, and too many are open", crowd)
+        return True
+
+    def _turn_away(self, accepted: socket.socket) -> None:
+        """Close at once, in clear text with the answer that the request would get."""
+        if self._ssl is None:
+            with contextlib.suppress(OSError):
+                accepted.recv(limits.READ_BUFFER)  # or closing would reset the connection, and the answer be lost
+            with contextlib.suppress(OSError):
+                accepted.send(pdu.encode(_OVER_LIMIT))
+        accepted.close()
+
     async def _establish(self, accepted: socket.socket, host: str) -> None:
         channel = Channel(Connection(requestor=False), self._timeouts, artim=self._artim)
         channel.on_associate = lambda request: self._associate(channel, request)
         channel.on_connected = lambda: self._channels.add(channel)
         channel.on_closed = lambda: self._closed(channel, host)
+        establishing = asyncio.current_task()
+        assert establishing is not None
+        self._waiting[channel] = _Waiting(host, establishing, asyncio.get_running_loop().time())
         # The ARTIM timer starts when there is a transport connection: with TLS, only after the handshake.
-        handshake = min(self._artim, limits.CONNECT_TIMEOUT) if self._ssl is not None else None
+        handshake = min(self._artim, limits.TLS_HANDSHAKE_TIMEOUT) if self._ssl is not None else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: channel.transport, accepted, ssl=self._ssl, ssl_handshake_timeout=handshake
@@ -153,12 +212,13 @@ class Server:
         except ConnectionResetError:
             pass  # it left within the handshake, as some health checks do
         except OSError as error:
-            logger.warning("no TLS connection with %s: %s", host, error)
+            self._log.warn_of(host, "no TLS connection with %s: %s", host, describe_failure(error))
         finally:
             if not channel.transport.opened:
-                self._forget(host)
+                self._forget(channel, host)
 
-    def _forget(self, host: str) -> None:
+    def _forget(self, channel: Channel, host: str) -> None:
+        self._waiting.pop(channel, None)
         self._hosts[host] -= 1
         if self._hosts[host] <= 0:
             del self._hosts[host]
@@ -166,11 +226,12 @@ class Server:
     def _closed(self, channel: Channel, host: str) -> None:
         self._channels.discard(channel)
         self._admitted.discard(channel)
-        self._forget(host)
+        self._forget(channel, host)
         if channel.peer_error is not None:
-            logger.warning("connection from %s broke off: %s", host, channel.peer_error)
+            self._log.warn_of(host, "connection from %s broke off: %s", host, channel.peer_error)
 
     def _associate(self, channel: Channel, request: pdu.AAssociateRQ) -> None:
+        self._waiting.pop(channel, None)
         try:
             decision = self._check(channel, request)
             if not isinstance(decision, pdu.AAssociateRJ):
@@ -179,9 +240,11 @@ class Server:
             channel.break_off(error)
             return
         if isinstance(decision, pdu.AAssociateRJ):
-            logger.warning(
+            host = channel.transport.peer_host
+            self._log.warn_of(
+                host,
                 "association from %s rejected: %s",
-                channel.transport.peer_host,
+                host,
                 describe_rejection(decision.result, decision.source, decision.reason),
             )
             channel.reject(decision)
@@ -199,7 +262,7 @@ class Server:
         of_host = sum(other.transport.peer_host == host for other in self._admitted)
         over = len(self._admitted) >= self._limits.connections or of_host >= self._limits.connections_per_host
         if over or self._closing:
-            return pdu.AAssociateRJ(REJECTED_TRANSIENT, SOURCE_PROVIDER_PRESENTATION, REASON_LOCAL_LIMIT_EXCEEDED)
+            return _OVER_LIMIT
         if request.application_context != items.APPLICATION_CONTEXT:
             return _reject(REASON_APPLICATION_CONTEXT_NAME_NOT_SUPPORTED)
         if request.called_ae_title not in self._ae_titles:

@@ -6,7 +6,10 @@ It drives a `Connection` and hands its events to a `Receiver`. It knows nothing 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
+import threading
 from typing import Protocol, cast
 
 from dul import limits
@@ -15,6 +18,23 @@ from dul.errors import ConnectionLost, PeerTimeout, RemoteProtocolError
 from dul.statemachine import State
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux only
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
+
+_UNREACHABLE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+
+
+class _Shared(threading.local):
+    """The read buffer of all connections of a thread, and so of its event loop.
+
+    What is read is dealt with before the loop reads from another socket. One for each connection would be more memory
+    than all else that a connection takes, and the allocator does not give it all back.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(limits.READ_BUFFER))
+
+
+_shared = _Shared()
 
 
 class Receiver(Protocol):
@@ -50,7 +70,7 @@ class Transport(asyncio.BufferedProtocol):
         self._artim = artim
         self._pdu_timeout = pdu_timeout
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(limits.READ_BUFFER))
+        self._buffer = _shared.buffer
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -58,10 +78,13 @@ class Transport(asyncio.BufferedProtocol):
         self._pdu_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._unanswered = 0  # bytes that were written since something was read
         self._reading_paused = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self.peer_host = ""
         """The peer's address, without its port; empty until connected."""
+        self.unreachable = False
+        """True once the connection has ended because nothing came from the peer's machine any more."""
 
     # --- asyncio's callbacks ---------------------------------------------------------------------------------
 
@@ -72,6 +95,7 @@ class Transport(asyncio.BufferedProtocol):
         self._socket = transport.get_extra_info("socket")
         if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _notice_silence(self._socket)
         else:
             self._socket = None
         self._connection.connected()
@@ -84,6 +108,8 @@ class Transport(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._rearm_quickack()  # first of all: the peer may wait for this ACK while we work
+        if self._unanswered:
+            self._note_unanswered(0)
         events = self._connection.receive_data(self._buffer[:nbytes])
         self.flush()
         if events:
@@ -97,7 +123,8 @@ class Transport(asyncio.BufferedProtocol):
         if self._closed.done():
             return  # `give_up` has said so
         self._closed.set_result(None)
-        self._buffer = memoryview(b"")  # or it would stay until cyclic garbage is looked for
+        self._socket = None
+        self.unreachable = isinstance(exc, OSError) and exc.errno in _UNREACHABLE
         for timer in (self._timer, self._pdu_timer, self._close_timer):
             if timer is not None:
                 timer.cancel()
@@ -155,6 +182,7 @@ class Transport(asyncio.BufferedProtocol):
         """Write what belongs to one message with one call; `ConnectionLost` when there is nothing to write to."""
         if (transport := self._open_transport) is None:
             raise ConnectionLost("the connection is closed")
+        self._note_unanswered(self._unanswered + sum(map(len, buffers)))
         transport.writelines(buffers)
 
     async def drain(self, seconds: float) -> None:
@@ -229,8 +257,34 @@ class Transport(asyncio.BufferedProtocol):
     def _rearm_quickack(self) -> None:
         # The kernel clears the flag by itself. Without it, a peer that leaves Nagle's algorithm on waits for our
         # delayed ACK, 40 ms for each message.
-        if self._socket is not None and _QUICKACK is not None:
+        self._set_option(_QUICKACK, 1)
+
+    def _note_unanswered(self, size: int) -> None:
+        # Linux takes a peer that acknowledges but does not read for one that is gone. Whoever may be slow to take what
+        # is sent has the time that `drain`, and who waits for the answer, give it.
+        patient = size > limits.SURELY_TAKEN
+        if patient != (self._unanswered > limits.SURELY_TAKEN):
+            self._set_option(_USER_TIMEOUT, 0 if patient else limits.SILENCE_TIMEOUT * 1000)
+        self._unanswered = size
+
+    def _set_option(self, option: int | None, value: int) -> None:
+        if self._socket is not None and option is not None:
             try:
-                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
                 self._socket = None  # closed meanwhile
+
+
+def _notice_silence(connected: socket.socket) -> None:
+    """Have the kernel end the connection when nothing comes from the peer's machine any more, not even an ACK."""
+    options = {
+        "TCP_KEEPIDLE": limits.KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": limits.KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": limits.KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": limits.SILENCE_TIMEOUT * 1000,
+    }
+    with contextlib.suppress(OSError):  # some systems say so here when the peer has gone already
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(socket, name):  # not all systems have all of them
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -17,13 +17,6 @@ from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, VERIFICATION, Wire, script
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 DATA_SET = random.Random(2).randbytes(5000)
-STORE: wire.Elements = {
-    "field": wire.C_STORE,
-    "message_id": 1,
-    "sop_class": CT_IMAGE,
-    "sop_instance": "1.2.3",
-    "data_set": 1,
-}
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -83,7 +76,7 @@ async def test_message_cut_anyhow_is_stored_byte_for_byte(
     async with serving(archive) as server:
         with await Wire.connect(server.port) as peer:
             await peer.associate(CT_IMAGE)
-            await peer.send(cut({**STORE, "data_set": data_set_type}))
+            await peer.send(cut({**wire.STORE, "data_set": data_set_type}))
             answer = await peer.message()
             assert (answer.number("responding_to"), answer.number("status")) == (1, 0)
             assert answer.command["sop_instance"] == "1.2.3"
@@ -99,7 +92,7 @@ async def test_segments_of_one_byte(cut: Callable[[wire.Elements], bytes]) -> No
             for byte in wire.associate_rq((1, CT_IMAGE, [wire.EXPLICIT])):
                 await peer.send(bytes((byte,)))
             assert (await peer.pdu())[0] == wire.AC
-            await peer.drip(cut(STORE), 0)
+            await peer.drip(cut(wire.STORE), 0)
             assert (await peer.message()).number("status") == 0
             await peer.drip(wire.RELEASE_RQ_PDU, 0)
             assert (await peer.pdu())[0] == wire.RELEASE_RP
@@ -111,9 +104,9 @@ async def test_empty_data_set() -> None:
     async with serving(archive) as server:
         with await Wire.connect(server.port) as peer:
             await peer.associate(CT_IMAGE)
-            await peer.send(wire.message(1, b"", **STORE))
+            await peer.send(wire.message(1, b"", **wire.STORE))
             assert (await peer.message()).number("status") == 0
-            await peer.send(wire.message(1, **{**STORE, "data_set": wire.NO_DATA_SET, "sop_instance": "1.2.4"}))
+            await peer.send(wire.message(1, **{**wire.STORE, "data_set": wire.NO_DATA_SET, "sop_instance": "1.2.4"}))
             assert (await peer.message()).number("status") == 0
     assert [stored.data for stored in archive.stored.values()] == [b"", b""]
 
@@ -124,7 +117,7 @@ async def test_requests_that_do_not_wait_for_responses_are_answered_in_order() -
         with await Wire.connect(server.port) as peer:
             await peer.associate(CT_IMAGE)
             for number in range(1, 601):
-                fields: wire.Elements = {**STORE, "message_id": number, "sop_instance": f"1.2.{number}"}
+                fields: wire.Elements = {**wire.STORE, "message_id": number, "sop_instance": f"1.2.{number}"}
                 await peer.send(wire.message(1, DATA_SET, **fields))
             answers = [(await peer.message()).number("responding_to") for _ in range(600)]
     assert answers == list(range(1, 601))
@@ -211,7 +204,7 @@ async def test_peer_that_sends_longer_pdus_than_agreed_is_served() -> None:
         with await Wire.connect(server.port) as peer:
             await peer.associate(CT_IMAGE)
             large = bytes(2_000_000)
-            await peer.send(wire.message(1, large, **STORE))
+            await peer.send(wire.message(1, large, **wire.STORE))
             assert (await peer.message()).number("status") == 0
     assert archive.stored["1.2.3"].data == large
 

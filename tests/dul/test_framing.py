@@ -161,7 +161,16 @@ def test_mid_control_pdu() -> None:
     for step, expected in ((REAL_PDUS[0][:1], True), (REAL_PDUS[0][1:100], True), (REAL_PDUS[0][100:], False)):
         framer.feed(memoryview(step))
         assert framer.mid_control_pdu is expected
-    for step, expected in ((ECHO_PDU[:6], True), (ECHO_PDU[6:8], True), (ECHO_PDU[8:20], False)):
+    for step, expected in (
+        (ECHO_PDU[:6], True),
+        (ECHO_PDU[6:12], True),
+        (ECHO_PDU[12:20], True),
+        (ECHO_PDU[20:], False),
+    ):
+        framer.feed(memoryview(step))
+        assert framer.mid_control_pdu is expected
+    data = b"".join(pdu.encode_p_data(1, bytes(20), command=False, last=True, maximum_length=100))
+    for step, expected in ((data[:11], True), (data[11:12], False), (data[12:20], False), (data[20:], False)):
         framer.feed(memoryview(step))
         assert framer.mid_control_pdu is expected
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import struct
 import time
 import tracemalloc
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 import dul
 from dul import errors, pdu
 from tests.dul import wire
 from tests.dul.archive import Archive, Hanging, serving
-from tests.dul.conftest import open_sockets, until
+from tests.dul.conftest import until
 from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, VERIFICATION, Wire
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -289,60 +287,3 @@ async def test_close_aborts_what_does_not_end_within_the_drain() -> None:
             assert handler.cancelled.is_set()
             assert (server.association_count, server.connection_count) == (0, 0)
             await silent.until_closed(0.1)
-
-
-# --- for long -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-async def test_ten_thousand_associations_cost_no_memory() -> None:
-    process = psutil.Process()
-    async with serving(Archive(), server_limits=dul.ServerLimits(connections_per_host=100)) as server:
-
-        async def abrupt() -> None:
-            with await Wire.connect(server.port) as peer:
-                await peer.associate(VERIFICATION)
-                peer.reset()
-
-        async def some(count: int) -> None:
-            for _ in range(count // 10):
-                await asyncio.gather(*(abrupt() if number % 2 else echoes(server.port) for number in range(10)))
-
-        await some(1000)
-        gc.collect()
-        before = process.memory_info().rss
-        await some(10_000)
-        gc.collect()
-        assert process.memory_info().rss - before < 5 * 2**20
-        await until(lambda: server.connection_count == 0)
-
-
-@pytest.mark.long
-async def test_a_thousand_connections_leave_room_for_others() -> None:
-    answers: list[int | None] = []
-    times: list[float] = []
-
-    async def crowd(port: int) -> None:
-        with await Wire.connect(port) as peer:
-            try:
-                await peer.send(wire.associate_rq(PROPOSAL))
-                answers.append((await peer.pdu())[0])
-            except (ConnectionError, EOFError):
-                answers.append(None)
-            await go_home.wait()
-
-    async with serving(Archive()) as server:
-        sockets = open_sockets().keys()
-        go_home = asyncio.Event()
-        crowds = [asyncio.create_task(crowd(server.port)) for _ in range(1000)]
-        for number in range(100):
-            start = time.monotonic()
-            await echoes(server.port, f"127.0.0.{number % 50 + 2}")
-            times.append(time.monotonic() - start)
-        await until(lambda: len(answers) == 1000)
-        assert (answers.count(wire.AC), set(answers)) == (20, {wire.AC, wire.RJ, None})
-        go_home.set()
-        await asyncio.gather(*crowds)
-        await until(lambda: server.connection_count == 0)
-        assert sorted(times)[98] < 1
-        assert open_sockets().keys() == sockets

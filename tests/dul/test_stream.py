@@ -28,13 +28,6 @@ OURS = 4 * MIB
 
 BLOCK = bytes(range(256)) * 4096
 SHA = hashlib.sha256(BLOCK * (SIZE // len(BLOCK))).hexdigest()
-STORE: wire.Elements = {
-    "field": wire.C_STORE,
-    "message_id": 1,
-    "sop_class": CT_IMAGE,
-    "sop_instance": "1.2.3",
-    "data_set": 1,
-}
 
 
 @contextmanager
@@ -67,7 +60,7 @@ class Flood:
         self._context_id = context_id
 
     async def run(self) -> None:
-        command = wire.p_data(wire.pdv(self._context_id, 3, wire.command(**STORE)))
+        command = wire.p_data(wire.pdv(self._context_id, 3, wire.command(**wire.STORE)))
         await self._peer.send(command)
         blocks = [memoryview(BLOCK)[start : start + 65536] for start in range(0, len(BLOCK), 65536)]
         while self.sent < SIZE:
@@ -198,7 +191,7 @@ async def test_instances_that_are_not_read_are_answered_with_a_failure_and_skipp
         contexts = await peer.accept()
         get = await peer.message()
         for number in range(4):
-            fields: wire.Elements = {**STORE, "sop_instance": f"1.2.{number}"}
+            fields: wire.Elements = {**wire.STORE, "sop_instance": f"1.2.{number}"}
             await peer.send(wire.message(contexts[CT_IMAGE], BLOCK, **fields))
             statuses.append((await peer.message()).number("status"))
         await peer.send(wire.response(get, 0xB000, completed=2, failed=2, warning=0))
@@ -268,5 +261,5 @@ async def test_data_set_has_one_reader() -> None:
                 await peer.send(wire.p_data(wire.pdv(1, 2, b"rest")))
 
             await peer.associate(CT_IMAGE)
-            await peer.send(wire.p_data(wire.pdv(1, 3, wire.command(**STORE)), wire.pdv(1, 0, b"data")))
+            await peer.send(wire.p_data(wire.pdv(1, 3, wire.command(**wire.STORE)), wire.pdv(1, 0, b"data")))
             assert (await peer.message()).number("status") == 0

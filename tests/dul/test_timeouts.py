@@ -28,13 +28,6 @@ CONTEXTS = [
 LIMIT = 0.15
 CLOCK = 0.01
 """Event loops may be early by this, since their clocks are coarse."""
-STORE: wire.Elements = {
-    "field": wire.C_STORE,
-    "message_id": 1,
-    "sop_class": CT_IMAGE,
-    "sop_instance": "1.2.3",
-    "data_set": 1,
-}
 
 
 @contextlib.contextmanager
@@ -161,7 +154,7 @@ async def test_rest_of_an_instance() -> None:
         contexts = await peer.accept()
         await peer.message()
         storage = contexts[CT_IMAGE]
-        await peer.send(wire.p_data(wire.pdv(storage, 3, wire.command(**STORE)), wire.pdv(storage, 0, b"some")))
+        await peer.send(wire.p_data(wire.pdv(storage, 3, wire.command(**wire.STORE)), wire.pdv(storage, 0, b"some")))
         await peer.expect_abort()
 
     async with (
@@ -175,13 +168,15 @@ async def test_rest_of_an_instance() -> None:
             await anext(chunks)
 
 
-async def test_data_set_that_is_slow_but_goes_on_is_waited_for() -> None:
+async def test_data_set_that_is_slow_but_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MIN_RATE", 4 / LIMIT)
+
     async def script(peer: Wire) -> None:
         contexts = await peer.accept()
         get = await peer.message()
         storage = contexts[CT_IMAGE]
         data = wire.p_data(wire.pdv(storage, 2, bytes(20)))
-        await peer.send(wire.p_data(wire.pdv(storage, 3, wire.command(**STORE))) + data[:-20])
+        await peer.send(wire.p_data(wire.pdv(storage, 3, wire.command(**wire.STORE))) + data[:-20])
         await peer.drip(data[-20:], LIMIT / 10)
         await peer.message()
         await peer.send(wire.response(get, 0))
@@ -256,7 +251,7 @@ async def test_slow_reader_of_ours_is_not_held_against_the_peer(monkeypatch: pyt
     async with serving(Slow(), timeouts=dul.Timeouts(pdu=LIMIT)) as server:
         with await Wire.connect(server.port) as peer:
             await peer.associate(CT_IMAGE)
-            await peer.send(wire.p_data(wire.pdv(1, 3, wire.command(**STORE))))
+            await peer.send(wire.p_data(wire.pdv(1, 3, wire.command(**wire.STORE))))
             data = wire.p_data(wire.pdv(1, 0, b"ab")) * (count - 1) + wire.p_data(wire.pdv(1, 2, b"ab"))
             sending = asyncio.create_task(peer.send(data))
             await asyncio.sleep(2 * LIMIT)

@@ -15,7 +15,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 import dul
-from dul import dimse
+from dul import dimse, limits
 from tests.corpus import Corpus
 from tests.dul import certificates, wire
 from tests.dul.archive import Archive, address_of, identifier, instance_of, peer_of, serving
@@ -191,7 +191,9 @@ async def test_plain_request_on_a_tls_port_is_closed_at_once_with_one_log_line(
         with await Wire.connect(server.port) as peer:
             await peer.send(wire.associate_rq((1, VERIFICATION, [wire.IMPLICIT])))
             assert await peer.until_closed() < 1
-    assert [record.getMessage()[:35] for record in caplog.records] == ["no TLS connection with 127.0.0.1: ["]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no TLS connection with 127.0.0.1: what it sends is not TLS, maybe DICOM in clear text"
+    ]
 
 
 async def test_plain_requestor_of_ours_against_a_tls_acceptor(tls: Certificates, tls_storescp: Storescp) -> None:
@@ -241,6 +243,24 @@ async def test_silent_connection_on_a_tls_port_is_closed_at_artim(tls: Certifica
     async with serving(Archive(), ssl=tls.server(), artim=0.2) as server:
         with await Wire.connect(server.port) as peer:
             assert 0.15 < await peer.until_closed() < 0.7
+
+
+@pytest.mark.parametrize("hello", [b"", bytes.fromhex("16030100c8010000c40303") + bytes(194)], ids=["3 bytes", "whole"])
+async def test_dripped_handshake_is_closed_within_5_s_whatever_the_drip(
+    hello: bytes, monkeypatch: pytest.MonkeyPatch, tls: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller is in no hurry, and ARTIM would let it take 30 s."""
+    assert limits.TLS_HANDSHAKE_TIMEOUT < 5
+    monkeypatch.setattr(limits, "TLS_HANDSHAKE_TIMEOUT", 0.3)
+    async with serving(Archive(), ssl=tls.server()) as server:
+        with await Wire.connect(server.port) as peer:
+            dripping = asyncio.create_task(peer.drip(hello or bytes.fromhex("160301"), 0.02))
+            assert 0.2 < await peer.until_closed() < 0.9
+            dripping.cancel()
+            await asyncio.gather(dripping, return_exceptions=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no TLS connection with 127.0.0.1: its handshake takes too long"
+    ]
 
 
 async def test_connections_within_the_handshake_count(tls: Certificates) -> None:

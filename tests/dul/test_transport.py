@@ -11,14 +11,18 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 
 import dul
-from tests.dul import wire
-from tests.dul.archive import Archive, peer_of, serving
+from dul import limits
+from dul.transport import Transport
+from tests.corpus import Corpus
+from tests.dul import certificates, wire
+from tests.dul.archive import Archive, identifier, instance_of, peer_of, serving
 from tests.dul.conftest import open_sockets
-from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, VERIFICATION, Wire, scripted_scp
+from tests.dul.wire import CT_IMAGE, STUDY_ROOT_FIND, STUDY_ROOT_GET, VERIFICATION, Wire, scripted_scp
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -110,6 +114,58 @@ async def test_abort_closes_within_a_second_a_peer_that_neither_reads_nor_closes
             await storing
         await association.wait_closed()
         assert time.monotonic() - start < 1.2
+
+
+class Exported:
+    """Gives each read a buffer of its own, and finds out before the next whether anybody still holds a piece of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.buffers: WeakKeyDictionary[Transport, bytearray] = WeakKeyDictionary()
+        self.reads = 0
+        monkeypatch.setattr(Transport, "get_buffer", lambda transport, sizehint: self._next(transport))
+
+    def _next(self, transport: Transport) -> memoryview:
+        self.check(transport)
+        self.buffers[transport] = bytearray(limits.READ_BUFFER)
+        transport._buffer = memoryview(self.buffers[transport])
+        return transport._buffer
+
+    def check(self, transport: Transport) -> None:
+        """Fail with BufferError when there is a view of what was read."""
+        if transport in self.buffers:
+            self.reads += 1
+            transport._buffer.release()
+            self.buffers[transport].append(0)  # a bytearray with views of it cannot be resized
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_nothing_holds_on_to_the_read_buffer_which_all_connections_share(
+    monkeypatch: pytest.MonkeyPatch, samples: Corpus, tmp_path: Path, over_tls: bool
+) -> None:
+    """Neither for commands nor for identifiers and data sets, in either direction, however they are cut."""
+    exported = Exported(monkeypatch)
+    tls = certificates.make(tmp_path) if over_tls else None
+    contexts = [dul.Context(each) for each in (VERIFICATION, STUDY_ROOT_FIND, STUDY_ROOT_GET)]
+    contexts.append(dul.Context(CT_IMAGE, scp_role=True))
+    archive = Archive(samples)
+    keys = identifier(PatientID="LATIN1")
+    ours = samples.of_patient("LATIN1")
+    async with serving(archive, ssl=tls.server() if tls else None) as server:
+        async with dul.connect(peer_of(server), contexts, ssl=tls.client() if tls else None) as association:
+            await association.echo()
+            assert len([match async for match in association.find(identifier(StudyInstanceUID=""))]) > 1
+            got = [await instance.read(10**6) async for instance in association.get(keys)]
+            assert got == [samples.data_set(each) for each in ours]
+            assert await association.store(instance_of(samples, ours[0])) == 0
+            assert archive.stored[ours[0].sop_instance_uid].data == samples.data_set(ours[0])
+        if tls is None:
+            with await Wire.connect(server.port) as peer:
+                await peer.associate(CT_IMAGE)
+                await peer.drip(wire.p_data(wire.pdv(1, 3, wire.command(**wire.STORE)), wire.pdv(1, 2, b"data")), 0)
+                assert (await peer.message()).number("status") == 0
+    for transport in list(exported.buffers):
+        exported.check(transport)
+    assert exported.reads > 10
 
 
 IMPORT_ALONE = """

@@ -39,6 +39,15 @@ ABORT_PDU = bytes.fromhex("070000000004 00000000")
 Elements = dict[str, int | str]
 """A command set: values by the names of `ELEMENTS`."""
 
+STORE: Elements = {
+    "field": C_STORE,
+    "message_id": 1,
+    "sop_class": CT_IMAGE,
+    "sop_instance": "1.2.3",
+    "data_set": 1,
+}
+"""The C-STORE-RQ of an instance of nobody's."""
+
 ELEMENTS = {
     "sop_class": 0x0002,
     "field": 0x0100,
