@@ -1,34 +1,41 @@
-"""All archives together: what `dicomweb/` asks. Owns the peers' pools, the C-STORE SCP, and the storage."""
+"""All archives together, and the views of some of them, which are what `dicomweb/` asks.
+
+Owns the peers' pools, the C-STORE SCP, and the storage.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+import logging
 
-import dul
 from proxy.archive.cache.depot import MEGABYTE, Depot
 from proxy.archive.peers.archive import Archive
 from proxy.archive.peers.hosts import KnownHosts
-from proxy.archive.query import search as query
+from proxy.archive.peers.tls import TlsSettingsError, load_tls
 from proxy.archive.query.known import Known
-from proxy.archive.retrieval.delivery import Delivery
 from proxy.archive.retrieval.inbox import Inbox
-from proxy.archive.retrieval.retrievals import Retrievals
-from proxy.archive.retrieval.sources import Sources
-from proxy.archive.retrieval.target import Target
+from proxy.archive.retrieval.listeners import Listeners
 from proxy.archive.storing.storing import Storing
-from proxy.config_schema import Config
+from proxy.archive.views import ArchivesView, Shared, view_name
+from proxy.config.schema import Config, Peer
 from proxy.dataset.levels import Level
+from proxy.threads import in_thread
+
+logger = logging.getLogger(__name__)
 
 
-class Archives:
-    """The configured peers, the proxy's own application entity, and what is kept of retrievals."""
+class Archives(ArchivesView):
+    """The configured peers, the proxy's own application entity, and what is kept of retrievals.
+
+    It is itself the view of all archives. `limits_users` says that users have to be told apart: then nobody may be
+    taken for one who may use all.
+    """
 
     def __init__(self, config: Config) -> None:
         assert config.dimse is not None
         settings = config.dimse
-        self.archives = tuple(Archive(peer) for peer in settings.peers)
-        self.depot = Depot(
+        archives = tuple(Archive(peer) for peer in settings.peers)
+        depot = Depot(
             config.storage_path,
             use_cache=config.uses_cache,
             retention_seconds=config.cache_retention_minutes * 60,
@@ -36,45 +43,65 @@ class Archives:
         )
         self._hosts = KnownHosts(settings.peers)
         check = settings.proxy_server.check_store_host
-        self.inbox = Inbox(settings.peers, self._hosts.allows if check else _allow_all)
-        self._known = Known()
-        sources = Sources(self.archives, self.inbox, self._known)
-        self.retrievals = Retrievals(sources, self.depot, Level(config.use_fetch_level))
-        receiver = next(archive for archive in self.archives if archive.name == config.store_to)
-        self.storing = Storing(receiver, self.depot, self._known)
+        inbox = Inbox(
+            settings.peers,
+            self._hosts.allows if check else _allow_all,
+            self._hosts.is_host_of if check else _from_anywhere,
+        )
+        known = Known()
+        receiver = next(archive for archive in archives if archive.name == config.store_to)
+        storing = Storing(receiver, depot, known)
+        super().__init__(archives, Shared(depot, inbox, known, Level(config.use_fetch_level), receiver, storing), "")
+        self.limits_users = config.auth.enabled
+        self._views: dict[tuple[Archive, ...], ArchivesView] = {}
         self._settings = settings
-        self._server: dul.Server | None = None
-        if config.uses_cmove:
-            self._server = dul.Server(
-                self.inbox,
-                ae_title={settings.proxy_server.aet, *(peer.local_aet for peer in settings.peers)},
-                admit=self.inbox.admit,
-                server_limits=dul.ServerLimits(connections=200, connections_per_host=100),
-            )
+        self._listeners = Listeners(settings, inbox)
 
     @property
     def port(self) -> int | None:
-        """The port of the C-STORE SCP, if it listens."""
-        return self._server.port if self._server is not None else None
+        """The port of the C-STORE SCP, if it listens in clear text."""
+        return self._listeners.port
+
+    @property
+    def tls_port(self) -> int | None:
+        """The port of the C-STORE SCP, if it listens over TLS."""
+        return self._listeners.tls_port
 
     async def start(self) -> None:
         """Take the storage, and listen where some archive is asked by C-MOVE.
 
-        Raises `StorageInUseError` when another proxy has the storage, `OSError` when the address or port cannot be
+        Raises `StorageInUseError` when another proxy has the storage, `ListenError` when an address or port cannot be
         had.
         """
         await self.depot.open()
-        if self._server is not None:
+        if self._listeners.is_needed:
             await self._hosts.start()
-            await self._server.start(self._settings.proxy_server.ip, self._settings.proxy_server.port)
+            await self._listeners.start()
+
+    async def reload_certificates(self) -> None:
+        """Read the files of every `tls` anew, for the connections that come. Goes on with all of the old ones, and logs
+        why, where one of the new cannot be used.
+        """
+        try:
+            contexts = await in_thread(load_tls, self._settings)
+        except TlsSettingsError as error:
+            reasons = str(error).replace("\n", "; ")
+            logger.error("DICOM TLS goes on with the certificates as they were: %s", reasons)
+            return
+        if contexts.server is not None:
+            self._listeners.use_tls(contexts.server)
+        for archive, context in zip(self.archives, contexts.peers, strict=True):
+            if context is not None:
+                archive.use_tls(context)
+        if contexts.server is not None or any(contexts.peers):
+            logger.info("DICOM TLS: the certificates were read anew")
 
     async def close(self, seconds: float) -> None:
         """Listen no more and end every association, by release where that takes no longer than `seconds`."""
-        await self.retrievals.close()
-        await self.storing.close()
-        if self._server is not None:
-            await self._server.close()
-            await self._hosts.close()
+        await asyncio.gather(*(view.retrievals.close() for view in self._all_views))
+        await self._shared.storing.close()
+        await self._listeners.close()
+        await self._hosts.close()
         await asyncio.gather(*(archive.close(seconds) for archive in self.archives))
         await self.depot.close()
 
@@ -83,18 +110,31 @@ class Archives:
         for archive in self.archives:
             archive.abort()
 
-    async def check_all(self) -> None:
-        """Bring the archives' health up to date, by C-ECHO where they were not used lately."""
-        await asyncio.gather(*(archive.check() for archive in self.archives))
+    def view(self, peers: frozenset[str] | None) -> ArchivesView:
+        """What those see who may use the archives of these names; None stands for all archives, also later ones.
 
-    def search(self, wanted: query.Search) -> query.Results:
-        """Ask all archives at once; see `query.search`."""
-        return query.search(self.archives, wanted, known=self._known)
+        A view stays, so the sets have to be those that the configuration names.
+        """
+        if peers is None:
+            return self
+        archives = tuple(archive for archive in self.archives if archive.name in peers)
+        if archives not in self._views:
+            self._views[archives] = ArchivesView(archives, self._shared, view_name(archives))
+        return self._views[archives]
 
-    def retrieve(self, target: Target) -> AbstractAsyncContextManager[Delivery]:
-        """What there is of `target`, from the cache or the archives that have it; see `Retrievals.open`."""
-        return self.retrievals.open(target)
+    @property
+    def retrieval_count(self) -> int:
+        """Retrievals under way, for whatever view."""
+        return sum(view.retrievals.count for view in self._all_views)
+
+    @property
+    def _all_views(self) -> list[ArchivesView]:
+        return [self, *self._views.values()]
 
 
 def _allow_all(calling_ae_title: str, host: str) -> bool:
+    return True
+
+
+def _from_anywhere(peer: Peer, host: str) -> bool:
     return True

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.archive.peers import hosts
 from proxy.archive.peers.hosts import KnownHosts
-from proxy.config_schema import Peer
+from proxy.config.schema import Peer
 
 
 def peer(ip: str, aet: str = "PACS", **more: object) -> Peer:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from proxy.archive.errors import ArchiveError, ArchiveFailedError, ArchiveTimeoutError
 from proxy.archive.peers.archive import Archive
 from proxy.archive.peers.tls import TlsSettingsError, client_context
-from proxy.config_schema import PeerTls
+from proxy.config.schema import PeerTls
 from tests.corpus import Corpus
 from tests.dul import certificates
 from tests.dul.archive import Archive as Scp
@@ -165,7 +165,11 @@ def files(tls: Certificates, others: Certificates, tmp_path: Path) -> dict[str, 
     encrypted = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, password)
     (tmp_path / "encrypted.pem").write_bytes(encrypted)
     (tmp_path / "empty.pem").touch()
+    (tmp_path / "old").mkdir()
+    old = certificates.make(tmp_path / "old", days=(-10, -1))
     return {
+        "expired": old.certificate,
+        "expired key": old.key,
         "authority": tls.authority,
         "certificate": tls.certificate,
         "key": tls.key,
@@ -182,13 +186,15 @@ def files(tls: Certificates, others: Certificates, tmp_path: Path) -> dict[str, 
     [
         ({"caFile": "missing"}, "caFile", "cannot be read: No such file or directory"),
         ({"caFile": "folder"}, "caFile", "cannot be read: Is a directory"),
-        ({"caFile": "empty"}, "caFile", "holds no PEM certificate"),
-        ({"caFile": "key"}, "caFile", "holds no PEM certificate"),
+        ({"caFile": "empty"}, "caFile", "is empty"),
+        ({"caFile": "key"}, "caFile", "holds a private key in the place of a certificate"),
+        ({"caFile": "expired"}, "caFile", "the authority's certificate has expired on "),
         ({"certFile": "missing", "keyFile": "key"}, "certFile", "cannot be read: No such file or directory"),
         ({"certFile": "certificate", "keyFile": "missing"}, "keyFile", "cannot be read: No such file or directory"),
         ({"certFile": "certificate", "keyFile": "other key"}, "keyFile", "is not the key of "),
-        ({"certFile": "certificate", "keyFile": "empty"}, "keyFile", "is no PEM key, or "),
-        ({"certFile": "key", "keyFile": "key"}, "keyFile", "is no PEM key, or "),
+        ({"certFile": "certificate", "keyFile": "empty"}, "keyFile", "is empty"),
+        ({"certFile": "key", "keyFile": "key"}, "certFile", "holds a private key in the place of a certificate"),
+        ({"certFile": "expired", "keyFile": "expired key"}, "certFile", "the certificate has expired on "),
         ({"certFile": "certificate", "keyFile": "encrypted"}, "keyFile", "is encrypted, and nobody is there"),
     ],
 )
@@ -198,7 +204,8 @@ def test_file_that_cannot_be_used_is_named_with_its_key_at_the_start(
     settings = {name: str(files[file]) for name, file in given.items()}
     with pytest.raises(TlsSettingsError) as caught:
         Archive(peer(104, tls=settings))
-    assert str(caught.value).startswith(f"main archive: {files[given[key]]} (key: tls.{key}) {reason}")
+    said = str(caught.value).replace("): the", ") the")
+    assert said.startswith(f"main archive: {files[given[key]]} (key: tls.{key}) {reason}")
 
 
 def test_archive_is_always_verified(tls: Certificates) -> None:

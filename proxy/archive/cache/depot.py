@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from proxy.archive.cache.cache import Cache, CacheError, purge_storage
+from proxy.archive.cache.cache import Cache, CacheError, Shelf, purge_storage
 from proxy.archive.cache.files import Storage, StorageInUseError
 from proxy.archive.spool.files import RetrievalFolder, SpoolFolder
 
@@ -48,6 +48,10 @@ class Depot:
             logger.error("going on without storage: %s", error)
         else:
             self._spool = SpoolFolder(Storage(self._folder).spool, self._max_bytes)
+
+    def shelf(self, view: str) -> Shelf | None:
+        """What the cache keeps for a view; None where nothing is kept."""
+        return self.cache.shelf(view) if self.cache is not None else None
 
     @property
     def failure(self) -> str | None:

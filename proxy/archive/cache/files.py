@@ -2,11 +2,13 @@
 
     <storage>/.lock                  held by the proxy that uses the storage
     <storage>/spool/                 what retrievals write; empty after a start
-    <storage>/cache/index.sqlite     see `cacheindex`
+    <storage>/cache/index.sqlite     see `index`
     <storage>/cache/<study>/<series>/<instance>.dcm
 
 Folders and Part 10 files are named by a hash of the UID: no UID leads out of the folder, and none can be read off a
-name. All calls block. Folders are for their owner alone (0700), and so are files (0600).
+name. The name of a study is made of its UID and of the view (see `cache.Shelf`) that it is kept for, so that what is
+kept for one is not found for another. All calls block. Folders are for their owner alone (0700), and so are files
+(0600).
 """
 
 from __future__ import annotations
@@ -71,6 +73,11 @@ class InstanceKey(NamedTuple):
 def name_of(uid: str) -> str:
     """The name under which `uid` is stored: 128 bits of its SHA-256, in hexadecimal digits."""
     return hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def study_name(study: str, view: str) -> str:
+    """The name under which a study is stored for a view; each view that is not of all archives has names of its own."""
+    return name_of(f"{view}/{study}" if view else study)
 
 
 def file_name(instance: str) -> str:

@@ -1,7 +1,8 @@
 """The cache's index: which instances are there, which series and studies are complete, what was used last.
 
 Only SQL lives here: no file of an instance is touched. The index is one SQLite database in WAL mode, so that readers
-never wait for a writer. Studies, series and instances are keyed by the names of `cachefiles.name_of`.
+never wait for a writer. Studies, series and instances are keyed by the names that `files` gives them, of which that of
+a study tells views apart. The column `view` is only for counting and purging.
 
 An instance is `pending` from before its file is made until it is there. Two rules follow, and hold across processes:
 
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from proxy.archive.cache.files import CacheError, InstanceKey, SeriesKey, Storage, file_name, name_of
+from proxy.archive.cache.files import CacheError, InstanceKey, SeriesKey, Storage, file_name, name_of, study_name
 from proxy.archive.spool.spool import InstanceInfo
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the schema. An index of another version is not read."""
 
 WAL_LIMIT: Final = 16 * 1024 * 1024
@@ -32,8 +33,9 @@ _SCHEMA: Final = """
 CREATE TABLE instances (
     id INTEGER PRIMARY KEY,  -- grows in order of arrival
     study TEXT NOT NULL, series TEXT NOT NULL, instance TEXT NOT NULL,  -- names
+    view TEXT NOT NULL,
     study_uid TEXT NOT NULL, series_uid TEXT NOT NULL, sop_instance_uid TEXT NOT NULL,
-    sop_class_uid TEXT NOT NULL, transfer_syntax TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL, transfer_syntax TEXT NOT NULL, patient TEXT NOT NULL,
     size INTEGER NOT NULL, header_size INTEGER NOT NULL, checksum INTEGER NOT NULL,
     stored REAL NOT NULL, pending INTEGER NOT NULL,
     UNIQUE (study, series, instance)
@@ -41,13 +43,14 @@ CREATE TABLE instances (
 CREATE INDEX by_age ON instances (stored);
 CREATE INDEX pending ON instances (pending) WHERE pending;
 CREATE TABLE series (
-    study TEXT NOT NULL, series TEXT NOT NULL,
+    study TEXT NOT NULL, series TEXT NOT NULL, view TEXT NOT NULL,
     instances INTEGER NOT NULL, bytes INTEGER NOT NULL, used REAL NOT NULL, proven REAL,
     PRIMARY KEY (study, series)
 ) WITHOUT ROWID;
 CREATE TABLE studies (study TEXT PRIMARY KEY, proven REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE views (view TEXT PRIMARY KEY) WITHOUT ROWID;  -- all that anything was ever kept for
 CREATE TRIGGER added AFTER INSERT ON instances BEGIN
-    INSERT INTO series VALUES (new.study, new.series, 1, new.size, new.stored, NULL)
+    INSERT INTO series VALUES (new.study, new.series, new.view, 1, new.size, new.stored, NULL)
         ON CONFLICT DO UPDATE SET instances = instances + 1, bytes = bytes + new.size,
             used = max(used, new.stored), proven = NULL;
     DELETE FROM studies WHERE study = new.study;
@@ -115,11 +118,11 @@ class Purged:
     bytes: int
 
 
-def key_of(info: InstanceInfo) -> InstanceKey:
-    """The key of an instance whose study and series are known."""
+def key_of(info: InstanceInfo, view: str) -> InstanceKey:
+    """The key for a view of an instance whose study and series are known."""
     assert info.study is not None
     assert info.series is not None
-    return InstanceKey(name_of(info.study), name_of(info.series), name_of(info.sop_instance_uid))
+    return InstanceKey(study_name(info.study, view), name_of(info.series), name_of(info.sop_instance_uid))
 
 
 def is_damage(error: Exception) -> bool:
@@ -138,7 +141,7 @@ def _connect(path: Path, mode: str, seconds: float) -> sqlite3.Connection:
 
 _COLUMNS: Final = (
     "study, series, instance, sop_class_uid, sop_instance_uid, transfer_syntax, study_uid, series_uid, "
-    "size, header_size, checksum"
+    "patient, size, header_size, checksum"
 )
 
 
@@ -176,7 +179,7 @@ class IndexReader:
             (*values, oldest),
         ).fetchall()
         folders = {series: self._storage.series_folder(series) for series in {SeriesKey(*row[:2]) for row in rows}}
-        return [CachedInstance(InstanceInfo(*row[3:8]), folders[row[:2]] / file_name(row[2]), *row[8:]) for row in rows]
+        return [CachedInstance(InstanceInfo(*row[3:9]), folders[row[:2]] / file_name(row[2]), *row[9:]) for row in rows]
 
     def proven(self, study: str, series: str | None, oldest: float) -> float | None:
         """When a study, or a series of it, was proven complete."""
@@ -193,13 +196,15 @@ class IndexReader:
         row = self._connection.execute(query, values).fetchone()
         return None if row is None else row[0]
 
-    def totals(self) -> tuple[int, int]:
-        """The number of instances, and their bytes."""
-        return _totals(self._connection)
+    def totals(self, view: str = "") -> tuple[int, int]:
+        """The number of instances and their bytes, of one view, or of all of them for that of all archives."""
+        return _totals(self._connection, view)
 
 
-def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    row: tuple[int, int] = connection.execute("SELECT total(instances), total(bytes) FROM series").fetchone()
+def _totals(connection: sqlite3.Connection, view: str) -> tuple[int, int]:
+    condition, values = ("view = ?", (view,)) if view else ("TRUE", ())
+    totals = f"SELECT total(instances), total(bytes) FROM series WHERE {condition}"  # noqa: S608
+    row: tuple[int, int] = connection.execute(totals, values).fetchone()
     return int(row[0]), int(row[1])
 
 
@@ -271,14 +276,19 @@ class Index:
         ).fetchone()
         return None if row is None else int(row[0])
 
-    def add(self, key: InstanceKey, file: NewFile, now: float) -> int:
+    def note_view(self, view: str) -> None:
+        """Take note of a view before anything is added for it, so that a purge finds all names of a study."""
+        self._execute("INSERT OR IGNORE INTO views VALUES (?)", (view,))
+
+    def add(self, key: InstanceKey, file: NewFile, view: str, now: float) -> int:
         """Add a pending row, in place of any other for this instance; returns its number."""
         self._execute("DELETE FROM instances WHERE study = ? AND series = ? AND instance = ?", key)
         info = file.info
         uids = (info.sop_class_uid, info.sop_instance_uid, info.transfer_syntax, info.study, info.series)
         row = self._execute(
-            f"INSERT INTO instances ({_COLUMNS}, stored, pending) VALUES (?,?,?, ?,?,?,?,?, ?,?,?, ?,1)",  # noqa: S608
-            (*key, *uids, file.size, file.header_size, file.checksum, now),
+            f"INSERT INTO instances ({_COLUMNS}, view, stored, pending) "  # noqa: S608
+            "VALUES (?,?,?, ?,?,?,?,?,?, ?,?,?, ?,?,1)",
+            (*key, *uids, info.patient, file.size, file.header_size, file.checksum, view, now),
         ).lastrowid
         assert row is not None
         return row
@@ -381,7 +391,15 @@ class Index:
 
     def bytes(self) -> int:
         """The bytes of all instances."""
-        return _totals(self._connection)[1]
+        return _totals(self._connection, "")[1]
+
+    def views(self) -> list[str]:
+        """All views that anything was kept for."""
+        return [view for (view,) in self._execute("SELECT view FROM views")]
+
+    def studies(self, view: str) -> list[str]:
+        """The names of the studies of a view."""
+        return [study for (study,) in self._execute("SELECT DISTINCT study FROM series WHERE view = ?", (view,))]
 
     def names(self, series: SeriesKey) -> set[str]:
         """The names of the instances of a series."""

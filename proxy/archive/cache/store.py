@@ -11,12 +11,12 @@ import errno
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from proxy.archive.cache.files import CacheError, InstanceKey, SeriesKey, Storage, Verifier, name_of
+from proxy.archive.cache.files import CacheError, InstanceKey, SeriesKey, Storage, Verifier, name_of, study_name
 from proxy.archive.cache.index import CachedInstance, Index, NewFile, NoIndexError, Purged, is_damage, key_of
 
 logger = logging.getLogger(__name__)
@@ -30,23 +30,27 @@ PURGE_SECONDS: Final = 30.0
 Scope = tuple[str, str | None]
 """A study and a series of it, or a whole study; by UIDs outside of the store, by names inside."""
 
+Touched = Sequence[tuple[str, Mapping[Scope, float]]]
+"""For each view, what was used of it and when, by UIDs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a retrieval hands over: files by key, and what is complete with them, by names."""
+    """What a retrieval hands over for a view: files by key, and what is complete with them, by names."""
 
+    view: str
     files: Mapping[InstanceKey, NewFile]
     complete: frozenset[Scope]
     """All instances of these are among the files."""
 
     @classmethod
-    def of(cls, files: Iterable[NewFile], complete: Scope | None, series_complete: Iterable[str]) -> Batch:
+    def of(cls, view: str, files: Iterable[NewFile], complete: Scope | None, series_complete: Iterable[str]) -> Batch:
         """From UIDs. Of files for the same instance, the last one counts."""
-        by_key = {key_of(file.info): file for file in files}
-        scopes = set() if complete is None else {names_of(*complete)}
+        by_key = {key_of(file.info, view): file for file in files}
+        scopes = set() if complete is None else {names_of(complete, view)}
         studies = {key.study for key in by_key} | {study for study, _ in scopes}
         scopes |= {(study, name_of(series)) for study in studies for series in series_complete}
-        return cls(by_key, frozenset(scopes))
+        return cls(view, by_key, frozenset(scopes))
 
     @property
     def bytes(self) -> int:
@@ -59,9 +63,10 @@ class Batch:
         return {key.of_series for key in self.files}
 
 
-def names_of(study: str, series: str | None) -> Scope:
-    """The names of a study and a series of it, if there is one."""
-    return name_of(study), None if series is None else name_of(series)
+def names_of(scope: Scope, view: str) -> Scope:
+    """The names for a view of a study and a series of it, if there is one."""
+    study, series = scope
+    return study_name(study, view), None if series is None else name_of(series)
 
 
 class Store:
@@ -106,7 +111,7 @@ class Store:
             raise
         return index
 
-    def close(self, touched: Mapping[Scope, float]) -> None:
+    def close(self, touched: Touched) -> None:
         """Give the storage back."""
         if self._lock is None:
             return
@@ -128,7 +133,7 @@ class Store:
 
     # --- storing ---------------------------------------------------------------------------------------------
 
-    def keep(self, batch: Batch, touched: Mapping[Scope, float], now: float) -> None:
+    def keep(self, batch: Batch, touched: Touched, now: float) -> None:
         """Take over all files of a batch, or none. When the disk is full, once more after making room."""
         if touched:
             with self._index.writing():
@@ -165,12 +170,14 @@ class Store:
         same: list[int] = []
         added: dict[InstanceKey, int] = {}
         with self._index.writing():
+            if batch.view:
+                self._index.note_view(batch.view)
             for key, file in batch.files.items():
                 row = self._index.same(key, file)
                 if row is not None and self._storage.has(key, file.size):
                     same.append(row)
                 else:
-                    added[key] = self._index.add(key, file, now)
+                    added[key] = self._index.add(key, file, batch.view, now)
             rows = {*same, *added.values()}
             emptied: set[SeriesKey] = set()
             for scope in batch.complete:
@@ -200,19 +207,20 @@ class Store:
         with self._index.writing():
             self._index.renew(*scope, now)
 
-    def _touch(self, touched: Mapping[Scope, float]) -> None:
-        self._index.touch((*names_of(*scope), when) for scope, when in touched.items())
+    def _touch(self, touched: Touched) -> None:
+        for view, used in touched:
+            self._index.touch((*names_of(scope, view), when) for scope, when in used.items())
 
     # --- removing --------------------------------------------------------------------------------------------
 
-    def forget(self, instance: CachedInstance) -> None:
-        """Remove one instance, if it is still the same."""
-        key = key_of(instance.info)
+    def forget(self, instance: CachedInstance, view: str) -> None:
+        """Remove one instance of a view, if it is still the same."""
+        key = key_of(instance.info, view)
         with self._index.writing():
             self._index.remove_instance(key, instance.size, instance.checksum)
         self.tidy(key.of_series)
 
-    def sweep(self, touched: Mapping[Scope, float], oldest: float, newest: float) -> Collection[SeriesKey]:
+    def sweep(self, touched: Touched, oldest: float, newest: float) -> Collection[SeriesKey]:
         """Remove the rows of what was not stored between these times, and of what is too much.
 
         Returns the series whose files are still to be removed, with `tidy`. Raises NoIndexError when the index was
@@ -284,21 +292,29 @@ def cache_owner(folder: Path) -> tuple[int, int] | None:
     return status.st_uid, status.st_gid
 
 
-def purge_storage(folder: Path, study: str | None = None) -> Purged:
+def purge_storage(folder: Path, study: str | None = None, view: str = "") -> Purged:
     """Remove everything from the cache below `folder`, or everything of a study. Raises CacheError.
 
-    Needs no lock: a proxy that uses the storage at the same time goes on with what is left.
+    Of all views, unless one is named. Needs no lock: a proxy that uses the storage at the same time goes on with what
+    is left.
     """
     if cache_owner(folder) is None:
         return Purged(0, 0)
     storage = Storage(folder)
-    name = None if study is None else name_of(study)
     with as_cache_error(folder), contextlib.closing(Index(storage.index, PURGE_SECONDS)) as index:
         with index.writing():
-            purged = index.purge(name)
-        for series in list(storage.series_folders(name)):
+            names = _names(index, study, view)
+            purged = [index.purge(name) for name in names]
+        for series in [each for name in names for each in storage.series_folders(name)]:
             _tidy(storage, index, series)
-    return purged
+    return Purged(sum(each.instances for each in purged), sum(each.bytes for each in purged))
+
+
+def _names(index: Index, study: str | None, view: str) -> Sequence[str | None]:
+    """The names of what is to be purged; None stands for everything."""
+    if study is not None:
+        return [study_name(study, each) for each in ([view] if view else ["", *index.views()])]
+    return index.studies(view) if view else [None]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import ssl
 import time
 import weakref
 from collections import deque
@@ -26,7 +27,7 @@ from proxy.archive.peers.breaker import Breaker, BreakerState
 from proxy.archive.peers.habits import Habits
 from proxy.archive.peers.tls import client_context
 from proxy.archive.peers.turns import TooManyWaitError, Turns
-from proxy.config_schema import Peer
+from proxy.config.schema import Peer
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,10 @@ class Archive:
     def name(self) -> str:
         """The configured name."""
         return self.peer.name
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Speak TLS by another context on every association that is opened from now on."""
+        self._ssl = context
 
     @property
     def open_associations(self) -> int:

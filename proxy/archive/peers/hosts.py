@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.config_schema import Peer
-from proxy.config_types import Network
+from proxy.addresses import Address, Network, is_in, parse_address
+from proxy.config.schema import Peer
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ LOG_SECONDS: Final = 60.0
 LOGGED_CALLERS: Final = 100
 """Callers whose refusal is remembered; beyond, refusals are not logged, since somebody tries many."""
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 _LOCALHOST: Final[frozenset[Address]] = frozenset({ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")})
 
 
@@ -52,7 +50,7 @@ class _Sender:
     @classmethod
     def of(cls, peer: Peer) -> _Sender:
         titles = frozenset({peer.aet, *peer.store_aets})
-        return cls(titles, peer.ip, tuple(map(_unmapped, peer.store_hosts)))
+        return cls(titles, peer.ip, peer.store_hosts)
 
 
 class KnownHosts:
@@ -63,7 +61,7 @@ class KnownHosts:
         self._addresses: dict[str, frozenset[Address]] = {}  # by host, as far as they are known
         self._names: set[str] = set()
         for sender in self._senders:
-            address = _address(sender.host)
+            address = parse_address(sender.host)
             if address is None:
                 self._names.add(sender.host)
             else:
@@ -92,13 +90,18 @@ class KnownHosts:
         A refusal is logged, and names the keys that would allow it. A host name that could not be looked up yet
         allows nothing.
         """
-        address = _address(host)
+        address = parse_address(host)
         senders = [sender for sender in self._senders if caller_ae_title in sender.ae_titles]
         if address is not None and any(self._is_host_of(sender, address) for sender in senders):
             return True
         self._hurry.set()
         self._log_refusal(caller_ae_title, host, [each.host for each in senders if each.host not in self._addresses])
         return False
+
+    def is_host_of(self, peer: Peer, host: str) -> bool:
+        """Tell whether an archive may send C-STOREs from the address `host`."""
+        address = parse_address(host)
+        return address is not None and self._is_host_of(_Sender.of(peer), address)
 
     def _is_host_of(self, sender: _Sender, address: Address) -> bool:
         addresses = self._addresses.get(sender.host, frozenset())
@@ -107,7 +110,7 @@ class KnownHosts:
         # This machine has an address of either family, and which of them a connection comes from is up to its archive.
         if address in _LOCALHOST and not _LOCALHOST.isdisjoint(addresses):
             return True
-        return any(address in network for network in sender.networks)
+        return is_in(address, sender.networks)
 
     def _log_refusal(self, caller_ae_title: str, host: str, unresolved: list[str]) -> None:
         now = time.monotonic()
@@ -153,25 +156,5 @@ class KnownHosts:
                 logger.warning("the addresses of %s cannot be looked up: %s", name, reason)
             return
         self._failing.discard(name)
-        addresses = (_address(str(socket_address[0])) for *_, socket_address in found)
+        addresses = (parse_address(str(socket_address[0])) for *_, socket_address in found)
         self._addresses[name] = frozenset(address for address in addresses if address is not None)
-
-
-def _address(host: str) -> Address | None:
-    """Read an address; IPv4 in IPv6 is IPv4, and the zone of a link-local one does not count."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def _unmapped(network: Network) -> Network:
-    """Write a network of IPv4 in IPv6 as one of IPv4, since the addresses are looked at so."""
-    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
-    return network

@@ -8,7 +8,7 @@ from dataclasses import replace
 from operator import methodcaller
 from typing import BinaryIO
 
-from proxy.archive.cache.cache import Cache, CachedInstance, CacheError, DamagedError
+from proxy.archive.cache.cache import CachedInstance, CacheError, DamagedError, Shelf
 from proxy.archive.errors import IncompleteError
 from proxy.archive.retrieval.retrieval import Reader
 from proxy.archive.spool.files import RetrievalFolder
@@ -22,6 +22,11 @@ class Arriving:
         self.reader = reader
         self.missing = missing
 
+    @property
+    def patients(self) -> set[str]:
+        """The Patient IDs of the instances read so far; an empty one for what does not tell."""
+        return self.reader.patients
+
 
 class Cached:
     """Files of the cache: all that was asked for, but `missing` instances that no archive could send.
@@ -31,13 +36,18 @@ class Cached:
     """
 
     def __init__(
-        self, cache: Cache, instances: Sequence[CachedInstance], missing: int, folder: RetrievalFolder | None
+        self, cache: Shelf, instances: Sequence[CachedInstance], missing: int, folder: RetrievalFolder | None
     ) -> None:
         self.instances = instances
         self.missing = missing
         self._cache = cache
         self._folder = folder
         self._first: BinaryIO | None = None
+
+    @property
+    def patients(self) -> set[str]:
+        """The Patient IDs of the instances; an empty one for what does not tell."""
+        return {instance.info.patient for instance in self.instances}
 
     async def open(self) -> bool:
         """Get hold of the files; False when one is not as it should be, and nothing is held then."""

@@ -355,5 +355,6 @@ async def peek(store: dul.IncomingStore) -> tuple[InstanceInfo, list[bytes]]:
         transfer_syntax=store.transfer_syntax,
         study=scanner.study,
         series=scanner.series,
+        patient=scanner.patient or "",
     )
     return info, head

@@ -143,6 +143,8 @@ class Reader:
         self._index = 0
         self._current: InstanceReader | None = None
         self._got = 0
+        self.patients: set[str] = set()
+        """The Patient IDs of the instances handed out so far."""
         retrieval.readers.add(self)
         self._spool.positions.add(self._position)
 
@@ -161,6 +163,7 @@ class Reader:
         instance = await self._next()
         if instance is None:
             raise StopAsyncIteration
+        self.patients.add(instance.info.patient)
         self._current = InstanceReader(self._spool, instance)
         return self._current
 

@@ -3,6 +3,8 @@
 What the cache has is not asked for again. What is asked for is as wide as `useFetchLevel` says, so that a series whose
 instances are requested one by one costs the archive one C-MOVE. What has come whole goes to the cache; as complete only
 what is proven to be.
+
+All of it is of one view of the archives: nothing is shared with those who may use others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from proxy.archive.cache.cache import Cache, CachedInstance, NewFile
+from proxy.archive.cache.cache import CachedInstance, NewFile, Shelf
 from proxy.archive.cache.depot import Depot
 from proxy.archive.errors import ArchiveError, ArchiveFailedError, IncompleteError, NotFoundError
 from proxy.archive.retrieval.delivery import Arriving, Cached, Delivery
@@ -54,11 +56,15 @@ class Origin(Protocol):
 
 
 class Retrievals:
-    """The retrievals under way. `close` ends them."""
+    """The retrievals under way from the archives of `origin`. `close` ends them.
 
-    def __init__(self, origin: Origin, depot: Depot, fetch_level: Level) -> None:
+    `view` is the name under which the cache keeps what comes from these archives; see `Shelf`.
+    """
+
+    def __init__(self, origin: Origin, depot: Depot, fetch_level: Level, view: str) -> None:
         self._origin = origin
         self._depot = depot
+        self._view = view
         self._fetch_level = fetch_level
         self._active: dict[Retrieval, asyncio.Task[None]] = {}
         self._owners: set[asyncio.Task[None]] = set()
@@ -70,6 +76,10 @@ class Retrievals:
     def count(self) -> int:
         """Retrievals under way."""
         return len(self._active)
+
+    @property
+    def _cache(self) -> Shelf | None:
+        return self._depot.shelf(self._view)
 
     @contextlib.asynccontextmanager
     async def open(self, target: Target) -> AsyncIterator[Delivery]:
@@ -98,7 +108,7 @@ class Retrievals:
 
     async def _cached(self, target: Target) -> Cached | None:
         """What the cache has of `target`, if that is all there is and the files are as they should be."""
-        cache = self._depot.cache
+        cache = self._cache
         if cache is None:
             return None
         instances, missing = await self._kept(cache, target)
@@ -110,7 +120,7 @@ class Retrievals:
         cache.touch((target.study, target.series))
         return cached
 
-    async def _kept(self, cache: Cache, target: Target) -> tuple[list[CachedInstance], int]:
+    async def _kept(self, cache: Shelf, target: Target) -> tuple[list[CachedInstance], int]:
         """What the cache has, if it is all of the target; else nothing. And how many instances nobody could send."""
         if target.instance is not None:
             assert target.series is not None
@@ -124,7 +134,7 @@ class Retrievals:
             return instances, len(unsent.missing)
         return [], 0
 
-    async def _is_all(self, cache: Cache, target: Target, instances: list[CachedInstance]) -> bool:
+    async def _is_all(self, cache: Shelf, target: Target, instances: list[CachedInstance]) -> bool:
         """True when these are proven to be all of the target, lately or by asking now."""
         proven = cache.proven(target.study, target.series)  # after `instances`: see there
         if proven is None:
@@ -162,12 +172,12 @@ class Retrievals:
         return retrieval
 
     def _is_keeping(self, target: Target) -> bool:
-        return self._depot.cache is not None and not self._unkept.get(target)
+        return self._cache is not None and not self._unkept.get(target)
 
     def _widened(self, target: Target) -> Target:
         """What to fetch, so that more of it need not be fetched later."""
         wide = target.widened(self._fetch_level)
-        cache = self._depot.cache
+        cache = self._cache
         if wide == target or cache is None or not self._is_keeping(wide):
             return target
         unsent = self._unsent.get(wide)
@@ -231,7 +241,7 @@ class Retrievals:
 
     async def _keep(self, retrieval: Retrieval) -> None:
         """Put into the cache what came whole, and remember what did not come."""
-        cache, target = self._depot.cache, retrieval.target
+        cache, target = self._cache, retrieval.target
         assert cache is not None
         await retrieval.spool.flush()
         whole = [instance for instance in retrieval.spool.instances if instance.finished]

@@ -53,7 +53,8 @@ _Part = tuple["SpooledInstance", int, list[bytes]]
 class InstanceInfo:
     """What is known of an instance before its data set is read: from the command, the context, and the first bytes.
 
-    `study` and `series` are None where the data set's beginning does not tell.
+    `study` and `series` are None where the data set's beginning does not tell; `patient`, the Patient ID (0010,0020),
+    is empty then.
     """
 
     sop_class_uid: str
@@ -61,6 +62,7 @@ class InstanceInfo:
     transfer_syntax: str
     study: str | None
     series: str | None
+    patient: str = ""
 
     @property
     def key(self) -> tuple[str, str]:

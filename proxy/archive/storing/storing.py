@@ -76,10 +76,15 @@ class Upload:
         if job.error is not None:
             await self._check_reached()
 
+    @property
+    def settled(self) -> list[Outcome]:
+        """What came of each instance of which that is known by now."""
+        return [Outcome(job.info, _status(job)) for job in self._jobs if job.done.is_set()]
+
     async def outcomes(self) -> list[Outcome]:
         """Wait for the archive's last answers; what came of each instance. `ArchiveError` when none could be sent."""
         await self._check_reached()
-        outcomes = [Outcome(job.info, _status(job)) for job in self._jobs]
+        outcomes = self.settled
         failures = Counter(outcome.status for outcome in outcomes if not outcome.stored)
         name = self._lanes.archive.name
         for status, count in failures.items():
