@@ -5,29 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+import time
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Final
 
-from aiohttp.http import HttpProcessingError
+from proxy import PRODUCT
 
-FILE_NAME: Final = "dicomweb-proxy.log"
+FILE_NAME: Final = f"{PRODUCT}.log"
 
-
-class MalformedRequests(logging.Filter):
-    """Tells of requests that are no HTTP in one line, without what they hold: it may be a patient's name.
-
-    For the logger of aiohttp's server, which would give the offending text and a traceback.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Never drops a record."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError):
-            record.msg = f"{record.msg}: malformed request ({type(error).__name__})"
-            record.levelno, record.levelname = logging.WARNING, "WARNING"
-            record.exc_info = record.exc_text = None
-        return True
+LOG_SECONDS: Final = 60.0
+"""One line in so many: who floods the proxy is not to flood its log."""
 
 
 class _PrivateFileHandler(WatchedFileHandler):
@@ -48,4 +36,22 @@ def set_up_logging(level: str = "INFO", folder: Path | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handlers.append(_PrivateFileHandler(folder / FILE_NAME, encoding="utf-8"))
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
-    logging.getLogger("aiohttp.server").addFilter(MalformedRequests())
+
+
+class SparingLog:
+    """Warnings of one kind, at most one in `LOG_SECONDS`; the next one says how many there were."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._next = -1.0
+        self._unsaid = 0
+
+    def warning(self, message: str) -> None:
+        """Log a message, or count it."""
+        now = time.monotonic()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        self._next, self._unsaid = now + LOG_SECONDS, 0
+        self._logger.warning("%s%s", message, more)

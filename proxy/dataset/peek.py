@@ -1,8 +1,8 @@
-"""The UIDs of an instance, read off its data set while it streams by.
+"""The UIDs of an instance, and its Patient ID, read off its data set while it streams by.
 
 What may live here: the scanner that tells, mostly from the first chunk of a C-STORE, which study and series
 an instance belongs to. It walks over elements without keeping them, and between two chunks it holds no more
-than a header and a UID.
+than a header and a short value.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
+from proxy.dataset.charset import decode, encodings_of
 from proxy.dataset.dictionary import (
     ITEM,
     SERIES_INSTANCE_UID,
     SOP_INSTANCE_UID,
+    SPECIFIC_CHARACTER_SET,
     STUDY_INSTANCE_UID,
 )
+from proxy.dataset.levels import PATIENT_ID
 from proxy.dataset.reader import (
     LONG_VRS,
     SHORT_VRS,
@@ -32,11 +35,16 @@ groups may hold hundreds."""
 _LONGEST_UID: Final = 64
 """PS3.5 9.1. What is longer is no UID, and not worth waiting for."""
 
-_WANTED: Final = {
+_LONGEST_TEXT: Final = 256
+"""Bytes of a Patient ID (64 characters), or of a Specific Character Set. What is longer is passed over."""
+
+_UIDS: Final = {
     SOP_INSTANCE_UID: "sop_instance",
     STUDY_INSTANCE_UID: "study",
     SERIES_INSTANCE_UID: "series",
 }
+_WANTED: Final = frozenset({*_UIDS, SPECIFIC_CHARACTER_SET, PATIENT_ID})
+_GROUPS: Final = frozenset(tag >> 16 for tag in _WANTED)
 _DELIMITERS: Final = 0xFFFE
 
 
@@ -48,10 +56,12 @@ class UidPeek:
     """Finds Study, Series and SOP Instance UID at the top level of a data set that comes in chunks.
 
     `study`, `series` and `sop_instance` are None until found, and stay None where the data set has none, is
-    malformed, or has them later than `GIVE_UP`. Each byte is looked at once; values are skipped.
+    malformed, or has them later than `GIVE_UP`. So does `patient`, the Patient ID (0010,0020), for which nothing is
+    waited: it stands before those of study and series. Each byte is looked at once; values are skipped.
     """
 
     __slots__ = (
+        "_character_set",
         "_depth",
         "_done",
         "_explicit",
@@ -64,6 +74,7 @@ class UidPeek:
         "_rest",
         "_skip",
         "_tagged",
+        "patient",
         "series",
         "sop_instance",
         "study",
@@ -74,6 +85,8 @@ class UidPeek:
         self.study: str | None = None
         self.series: str | None = None
         self.sop_instance: str | None = None
+        self.patient: str | None = None
+        self._character_set: bytes | None = None
         syntax = transfer_syntax_of(transfer_syntax)
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if syntax.deflated else None
         self._explicit = syntax.explicit
@@ -82,7 +95,7 @@ class UidPeek:
         self._depth = 0  # open sequences and items of undefined length
         self._explicit_at = -1  # the depth at which an implicit sequence among explicit elements ends
         self._skip = 0  # bytes of the current value that are still to come
-        self._rest = b""  # a header or UID whose end is still to come
+        self._rest = b""  # a header or value whose end is still to come
         self._left = GIVE_UP
         self._done = False
 
@@ -135,7 +148,7 @@ class UidPeek:
             if group == _DELIMITERS or length == UNDEFINED_LENGTH:
                 pos = start + self._nested(group << 16 | number, letters, length)
                 continue
-            if self._depth == 0 and (group == 0x0008 or group >= 0x0020):
+            if self._depth == 0 and (group in _GROUPS or group > 0x0020):
                 tag = group << 16 | number
                 if tag > SERIES_INSTANCE_UID:
                     self._done = True
@@ -166,12 +179,19 @@ class UidPeek:
         return 0
 
     def _note(self, tag: int, data: Bytes, start: int, length: int) -> bool:
-        """Keep a UID; False when its bytes are not all there yet."""
-        if length > _LONGEST_UID:
-            raise _MalformedError
+        """Keep a value; False when its bytes are not all there yet."""
+        if length > (_LONGEST_UID if tag in _UIDS else _LONGEST_TEXT):
+            if tag in _UIDS:
+                raise _MalformedError
+            return True
         if start + length > len(data):
             return False
-        uid = str(data[start : start + length], "ascii", "replace").strip(" \0")
-        setattr(self, _WANTED[tag], uid or None)
-        self._done = self.study is not None and self.series is not None
+        value = bytes(data[start : start + length])
+        if tag in _UIDS:
+            setattr(self, _UIDS[tag], str(value, "ascii", "replace").strip(" \0") or None)
+            self._done = self.study is not None and self.series is not None
+        elif tag == PATIENT_ID:
+            self.patient = decode(value, encodings_of(self._character_set), "LO").strip(" \0") or None
+        else:
+            self._character_set = value
         return True

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from proxy.config import parse_config
-from proxy.config_schema import Config
+from proxy.config.checking import parse_config
+from proxy.config.schema import Config
 from proxy.demo.archive import DemoArchive
 from proxy.demo.samples import sample_folder
 from proxy.service import Running, StartError, serve_until_stopped

@@ -25,9 +25,10 @@ from proxy.dataset.values import find, first_value
 from proxy.dicomweb import multipart
 from proxy.dicomweb.accept import Choice, Offer, choose, parse_accept
 from proxy.dicomweb.errors import BadRequest, error_response
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.localfile import LocalFile, inflated, local_file
 from proxy.dicomweb.metadata import LIMITS, written_path
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.sendfile import FileTooShortError, send_file
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.urls import target_of
@@ -81,8 +82,8 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     """The handler for a value, whose path is that of `metadata.written_path`."""
     target = target_of(request)
     path = _path_of(request.match_info["path"])
-    archives = request.app[ARCHIVES]
-    async with archives.retrieve(target) as delivery, local_file(delivery, archives) as stored:
+    archives = archives_of(request)
+    async with retrieved(request, target) as delivery, local_file(delivery, archives) as stored:
         headers = {"X-Cache": "HIT" if isinstance(delivery, Cached) else "MISS"}
         try:
             async with inflated(stored) as local:

@@ -18,7 +18,7 @@ from proxy.dicomweb.accept import Offer, choose, parse_accept
 from proxy.dicomweb.errors import BadRequest
 from proxy.dicomweb.transactions import Transaction, template_of, transaction_of
 from proxy.dicomweb.urls import base_url
-from proxy.security.cors import is_preflight
+from proxy.security.http.cors import is_preflight
 
 WADL: Final = Offer("application/vnd.sun.wadl+xml")
 JSON: Final = Offer("application/json")

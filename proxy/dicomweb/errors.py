@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.archive.errors import (
     ArchiveBusyError,
@@ -60,6 +61,9 @@ def response_for(error: Exception) -> web.Response | None:
     match error:
         case BadParameter() | BadRequest():
             response = error_response(400, str(error))
+        case RequestPayloadError():
+            response = error_response(400, "the body is not in the coding that its header names")
+            response.force_close()
         case UploadError():
             response = error_response(error.status, str(error))
             response.force_close()  # what is left of the body is not read

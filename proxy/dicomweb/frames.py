@@ -25,8 +25,9 @@ from proxy.dicomweb import multipart
 from proxy.dicomweb.accept import NotAcceptable, parse_accept
 from proxy.dicomweb.errors import BadRequest, Unavailable
 from proxy.dicomweb.frame_forms import Form, frame_forms
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.localfile import LocalFile, inflated, local_file
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.sendfile import FileTooShortError, send_file
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.transcode import decoded_frame
@@ -100,8 +101,8 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     target = target_of(request)
     numbers = frame_numbers(request.match_info["frames"])
     accept = parse_accept(request.headers.get("Accept"), request.query.get("accept"))
-    archives = request.app[ARCHIVES]
-    async with archives.retrieve(target) as delivery, local_file(delivery, archives) as stored:
+    archives = archives_of(request)
+    async with retrieved(request, target) as delivery, local_file(delivery, archives) as stored:
         forms = frame_forms(accept, stored.info.transfer_syntax, single=len(numbers) == 1)
         headers = {"X-Cache": "HIT" if isinstance(delivery, Cached) else "MISS"}
         try:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, Final
 
 from dul.uids import IMPLEMENTATION_CLASS_UID
-from proxy.archive.archives import Archives
 from proxy.archive.errors import IncompleteError, NotFoundError
 from proxy.archive.retrieval.delivery import Arriving, Cached, Delivery
 from proxy.archive.spool.files import RetrievalFolder
 from proxy.archive.spool.reader import InstanceReader
 from proxy.archive.spool.spool import InstanceInfo
+from proxy.archive.views import ArchivesView
 from proxy.dataset.layout import inflate_to
 from proxy.dataset.part10 import file_header
 from proxy.dataset.reader import LIMITS
@@ -92,7 +92,7 @@ def give_memory(size: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def local_file(delivery: Delivery, archives: Archives) -> AsyncIterator[LocalFile]:
+async def local_file(delivery: Delivery, archives: ArchivesView) -> AsyncIterator[LocalFile]:
     """The first instance of a delivery, whole.
 
     Raises what failed it, `NotFoundError` when there is none, `Unavailable` when there is no room for it.
@@ -140,7 +140,7 @@ async def inflated(local: LocalFile) -> AsyncIterator[LocalFile]:
 
 
 @contextlib.asynccontextmanager
-async def arrived_file(reader: InstanceReader, archives: Archives) -> AsyncIterator[LocalFile]:
+async def arrived_file(reader: InstanceReader, archives: ArchivesView) -> AsyncIterator[LocalFile]:
     """An instance that is arriving, once it is whole. The errors are those of `local_file`."""
     temporary = _Temporary(archives.depot.new_folder())
     try:

@@ -17,21 +17,22 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from proxy.archive.archives import Archives
 from proxy.archive.cache.index import CachedInstance
 from proxy.archive.errors import ArchiveError, ArchiveFailedError, IncompleteError
 from proxy.archive.retrieval.delivery import Cached, Delivery
 from proxy.archive.retrieval.target import Target
 from proxy.archive.spool.reader import InstanceReader
 from proxy.archive.spool.spool import InstanceInfo
+from proxy.archive.views import ArchivesView
 from proxy.dataset.dictionary import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
 from proxy.dataset.reader import Bytes, DatasetError, Element, Limits
 from proxy.dataset.skim import Path, Skim, skim_file
 from proxy.dataset.values import first_value
 from proxy.dicomweb import dicomjson, multipart
 from proxy.dicomweb.accept import Choice, choose_model, parse_accept
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.nativexml import DICOM_XML, native_xml
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.urls import base_url, resource_path, target_of
 from proxy.dicomweb.validators import REVALIDATE, etag_of_all, is_known
@@ -137,9 +138,9 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     """The handler for the metadata of a study, a series or an instance."""
     target = target_of(request)
     choice = choose_model(parse_accept(request.headers.get("Accept"), request.query.get("accept")))
-    archives = request.app[ARCHIVES]
+    archives = archives_of(request)
     describer = Describer(target, base_url(request), choice, _character_set(archives))
-    async with archives.retrieve(target) as delivery:
+    async with retrieved(request, target) as delivery:
         status, headers = partial_headers(delivery.missing)
         headers["X-Cache"] = "HIT" if isinstance(delivery, Cached) else "MISS"
         if isinstance(delivery, Cached):
@@ -151,7 +152,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
             return await _send(request, response, models, describer)
 
 
-def _character_set(archives: Archives) -> str:
+def _character_set(archives: ArchivesView) -> str:
     """The `defaultCharacterSet` of the archives where it is the same for all, as none knows which one an instance is
     from."""
     terms = {archive.peer.default_character_set for archive in archives.archives}

@@ -21,11 +21,12 @@ from proxy.dicomweb import dicomjson, multipart
 from proxy.dicomweb.accept import choose_model, parse_accept
 from proxy.dicomweb.attributes import ALL, RETURNED, Resource
 from proxy.dicomweb.errors import BadRequest
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.nativexml import DICOM_XML, native_xml
 from proxy.dicomweb.parameters import Query, append_wildcards, parse_query
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.urls import base_url, resource_path, target_of
+from proxy.security.audit.notes import Notes, notes_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,9 @@ async def search(request: web.Request, resource: Resource) -> web.StreamResponse
         parse_query(request.query.items()), enabled=settings.append_wildcard, min_chars=settings.min_chars
     )
     wanted = _search_for(request, resource, query)
-    results = request.app[ARCHIVES].search(wanted)
+    results = archives_of(request).search(wanted)
     async with contextlib.aclosing(results.answers) as answers:
-        texts = _texts(answers, resource, query, base_url(request))
+        texts = _texts(answers, resource, query, base_url(request), notes_of(request))
         async with contextlib.aclosing(texts):
             return await _Answer(request, query, results, form).send(texts)
 
@@ -99,9 +100,10 @@ def _search_for(request: web.Request, resource: Resource, query: Query) -> archi
 
 
 async def _texts(
-    answers: AsyncIterator[Found], resource: Resource, query: Query, base: str
+    answers: AsyncIterator[Found], resource: Resource, query: Query, base: str, notes: Notes
 ) -> AsyncGenerator[str, None]:
     """The JSON text of each answer from `offset`, up to `limit` of them; the C-FINDs are cancelled after that."""
+    notes.results = 0
     last = None if query.limit is None else query.offset + query.limit
     if last == query.offset:
         return
@@ -109,6 +111,7 @@ async def _texts(
     async for found in answers:
         number += 1
         if number > query.offset:
+            notes.results += 1
             yield _text(found, resource, base)
         if number == last:
             return

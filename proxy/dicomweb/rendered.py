@@ -21,11 +21,12 @@ from proxy.dicomweb import multipart
 from proxy.dicomweb.accept import Accept, NotAcceptable, choose, parse_accept
 from proxy.dicomweb.errors import Unavailable
 from proxy.dicomweb.frames import frame_numbers
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.localfile import LocalFile, arrived_file, local_file
 from proxy.dicomweb.picture_parameters import picture_of, thumbnail_of
 from proxy.dicomweb.rendering import GIF, HTML, IMAGES, PARTS, PDF, View, answer, choose_form, info_of, is_image
 from proxy.dicomweb.representative import representative
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.transcode import run
 from proxy.dicomweb.urls import base_url, resource_path, target_of
@@ -51,9 +52,9 @@ async def thumbnail(request: web.Request) -> web.StreamResponse:
     frames = _frames_of(request)
     view = View(thumbnail_of(request.query), frames[:1] if frames else None)
     choice = choose(accept, IMAGES)
-    archives = request.app[ARCHIVES]
+    archives = archives_of(request)
     target = await representative(archives, target)
-    async with archives.retrieve(target) as delivery:
+    async with retrieved(request, target) as delivery:
         if not is_image(await info_of(delivery)):
             raise NotAcceptable("the instance is no image, and has no thumbnail")
         async with local_file(delivery, archives) as local:
@@ -70,9 +71,9 @@ def _frames_of(request: web.Request) -> list[int] | None:
 
 
 async def _send_one(request: web.Request, target: Target, accept: Accept, view: View) -> web.StreamResponse:
-    archives = request.app[ARCHIVES]
+    archives = archives_of(request)
     target = await representative(archives, target)
-    async with archives.retrieve(target) as delivery:
+    async with retrieved(request, target) as delivery:
         choice = choose_form(accept, await info_of(delivery), view)
         async with local_file(delivery, archives) as local:
             return await answer(request, delivery, local, choice.offer, view)
@@ -83,7 +84,7 @@ async def _send_one(request: web.Request, target: Target, accept: Accept, view: 
 
 async def _send_parts(request: web.Request, target: Target, view: View) -> web.StreamResponse:
     """Every frame of every image, each a part. What fails before the first is still an error of its own."""
-    async with request.app[ARCHIVES].retrieve(target) as delivery:
+    async with retrieved(request, target) as delivery:
         status, headers = partial_headers(delivery.missing)
         headers["X-Cache"] = "HIT" if isinstance(delivery, Cached) else "MISS"
         boundary, media_type = multipart.new_boundary(), view.picture.media_type
@@ -140,5 +141,5 @@ async def _files(request: web.Request, delivery: Delivery) -> AsyncGenerator[Loc
         return
     async for reader in delivery.reader:
         if is_image(reader.instance.info):
-            async with arrived_file(reader, request.app[ARCHIVES]) as local:
+            async with arrived_file(reader, archives_of(request)) as local:
                 yield local

@@ -7,10 +7,10 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from proxy.archive.archives import Archives
 from proxy.archive.errors import NotFoundError
 from proxy.archive.query.search import Found, Search
 from proxy.archive.retrieval.target import Target
+from proxy.archive.views import ArchivesView
 from proxy.dataset.levels import MODALITY, Level
 from proxy.dataset.values import first_value
 
@@ -27,7 +27,7 @@ WITHOUT_IMAGES: Final = frozenset(
 """Modalities (PS3.3 C.7.3.1.1.1) of series in which there is nothing to be seen."""
 
 
-async def representative(archives: Archives, target: Target) -> Target:
+async def representative(archives: ArchivesView, target: Target) -> Target:
     """The instance in the middle of a series; of a study, of the first of its series that has images.
 
     Raises `NotFoundError` when there is none.
@@ -45,7 +45,7 @@ async def representative(archives: Archives, target: Target) -> Target:
     return Target(target.study, target.series, middle.found_uids[Level.IMAGE])
 
 
-async def _listed(archives: Archives, target: Target, level: Level, returned: tuple[int, ...]) -> list[Found]:
+async def _listed(archives: ArchivesView, target: Target, level: Level, returned: tuple[int, ...]) -> list[Found]:
     results = archives.search(Search(level, target.uids, {}, tuple((tag,) for tag in returned)))
     found: list[Found] = []
     async with contextlib.aclosing(results.answers) as answers:

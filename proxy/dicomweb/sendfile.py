@@ -78,6 +78,7 @@ async def _by_system_call(
         if step == 0:
             raise FileTooShortError
         offset += step
+        request.writer.output_size += step
         await asyncio.sleep(0)  # a client on the same machine may take it as fast as it comes
 
 

@@ -10,16 +10,18 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from proxy.archive.storing.storing import Outcome, Upload
 from proxy.dicomweb.accept import choose_report, parse_accept
 from proxy.dicomweb.errors import UploadError
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.stow_body import UploadBody, boundary_of, parts_of
 from proxy.dicomweb.stow_instance import NotDicomError, read_beginning
 from proxy.dicomweb.stow_response import CANNOT_UNDERSTAND, NO_MATCH, OTHER_STUDY, TOO_LARGE, Report
+from proxy.dicomweb.streaming import let_it_come
 from proxy.dicomweb.urls import base_url, target_of
+from proxy.security.audit.notes import Notes, notes_of
 
 MAX_UPLOAD: Final = web.AppKey("max_upload", int)
 """Bytes that the body of an upload may have."""
@@ -28,29 +30,31 @@ MAX_UPLOAD: Final = web.AppKey("max_upload", int)
 async def store(request: web.Request) -> web.Response:
     """The handler for all studies, and for one."""
     study = target_of(request).study if "study" in request.match_info else None
+    storing = archives_of(request).storing
+    if storing is None:
+        raise UploadError(403, "uploads go to an archive that you may not use")
     accept = parse_accept(request.headers.get("Accept"), request.query.get("accept"))
     media_type = choose_report(accept).offer.media_type
     boundary = boundary_of(request)
     body = UploadBody(request, request.app[MAX_UPLOAD])
-    await _let_it_come(request)
+    await let_it_come(request)
     report = Report()
-    async with request.app[ARCHIVES].storing.open() as upload:
-        await _store_all(body, boundary, upload, study, report)
+    try:
+        async with storing.open() as upload:
+            await _store_all(body, boundary, upload, study, report)
+    finally:
+        report.outcomes = upload.settled
+        _record(notes_of(request), report)  # also what was stored before the client left
     if not report.outcomes and not report.refused:
         raise UploadError(400, "no part of the body is a DICOM instance")
     return report.response(base_url(request), study, media_type)
 
 
-async def wait_for_handler(request: web.Request) -> None:
-    """For the router: `Expect: 100-continue` is answered by the handler, when it knows that it wants the body."""
-
-
-async def _let_it_come(request: web.Request) -> None:
-    """Send 100 (Continue) to a client that waits for it (RFC 9110 10.1.1)."""
-    waits = request.headers.get("Expect", "").lower() == "100-continue"
-    if waits and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # it is not part of the answer
+def _record(notes: Notes, report: Report) -> None:
+    for uids, outcomes in ((notes.stored, report.stored), (notes.failed, report.failed)):
+        for outcome in outcomes:
+            uids.setdefault(outcome.info.study or "", []).append(outcome.info.sop_instance_uid)
+            notes.patients |= {outcome.info.patient} - {""}
 
 
 async def _store_all(body: UploadBody, boundary: str | None, upload: Upload, study: str | None, report: Report) -> None:

@@ -41,9 +41,15 @@ async def read_beginning(part: AsyncIterator[bytes]) -> Beginning:
     sop_instance = scanner.sop_instance or meta.sop_instance_uid
     if not all(map(is_valid_uid, (meta.transfer_syntax, meta.sop_class_uid, sop_instance))):
         raise NotDicomError
-    return Beginning(
-        InstanceInfo(meta.sop_class_uid, sop_instance, meta.transfer_syntax, scanner.study, scanner.series), head
+    info = InstanceInfo(
+        meta.sop_class_uid,
+        sop_instance,
+        meta.transfer_syntax,
+        scanner.study,
+        scanner.series,
+        scanner.patient or "",
     )
+    return Beginning(info, head)
 
 
 async def _read_header(part: AsyncIterator[bytes]) -> tuple[FileMeta, bytes]:

@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import Final, NoReturn
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from proxy.dicomweb.errors import Truncated
 
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 CLIENT_STALL_SECONDS: Final = 120.0
 """How long a client may take none of what is written to it; the archive is held back meanwhile, and archives give up
 after some minutes themselves."""
+
+CONTINUE: Final = "100-continue"
 
 _BEGUN: Final = web.RequestKey("begun", bool)
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
@@ -61,3 +63,28 @@ async def write(request: web.Request, response: web.StreamResponse, data: bytes)
             await response.write(data)
     except TimeoutError:
         cut(request, TimeoutError(f"the client took nothing for {CLIENT_STALL_SECONDS:g} s"))
+
+
+# --- uploads -------------------------------------------------------------------------------------------------
+
+
+async def wait_for_handler(request: web.Request) -> None:
+    """For the router: `Expect: 100-continue` is answered by the handler, when it knows that it wants the body."""
+
+
+def expects_continue(request: web.Request) -> bool:
+    """Tell whether the client waits for 100 (Continue) before it sends a body (RFC 9110 10.1.1).
+
+    Raises `HTTPExpectationFailed` for any other expectation; an empty one, which some clients send, is none.
+    """
+    expected = request.headers.get("Expect", "").strip().lower()
+    if expected not in ("", CONTINUE):
+        raise web.HTTPExpectationFailed
+    return expected == CONTINUE and request.version >= HttpVersion11
+
+
+async def let_it_come(request: web.Request) -> None:
+    """Send 100 (Continue) to a client that waits for it; not into the midst of an answer that has begun."""
+    if expects_continue(request) and not has_begun(request):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # it is not part of the answer

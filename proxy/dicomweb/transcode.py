@@ -16,15 +16,15 @@ from typing import BinaryIO, Final
 
 from aiohttp import web
 
-from proxy.archive.archives import Archives
 from proxy.archive.errors import ArchiveFailedError, ArchiveTimeoutError, NotFoundError
 from proxy.archive.spool.files import RetrievalFolder
 from proxy.archive.spool.spool import InstanceInfo
+from proxy.archive.views import ArchivesView
 from proxy.dataset.part10 import Part10Error, read_header
 from proxy.dataset.pixels import NATIVE, VIDEO
 from proxy.dicomweb.accept import ANY_TRANSFER_SYNTAX, EXPLICIT_VR_LITTLE_ENDIAN, Choice, NotAcceptable
 from proxy.dicomweb.errors import Unavailable
-from proxy.dicomweb.keys import ARCHIVES, WORKERS
+from proxy.dicomweb.keys import WORKERS, archives_of
 from proxy.dicomweb.localfile import LocalFile, give_memory, take_memory
 from proxy.render import jobs
 from proxy.render.errors import BusyError, NoSuchFrameError, NotPossibleError, RenderError, TooSlowError
@@ -94,12 +94,12 @@ async def decoded_frame(app: web.Application, local: LocalFile, number: int) -> 
 
 
 @contextlib.asynccontextmanager
-async def transcoded(app: web.Application, local: LocalFile) -> AsyncIterator[LocalFile]:
+async def transcoded(request: web.Request, local: LocalFile) -> AsyncIterator[LocalFile]:
     """The same instance in Explicit VR Little Endian, for as long as the `async with` lasts. Raises as `run` does."""
     if local.size > jobs.MAX_INSTANCE:
         raise NotAcceptable(f"instances of more than {jobs.MAX_INSTANCE >> 20} MiB are not transcoded")
-    async with _new_file(app[ARCHIVES], local.size) as target:
-        result = await run(app, jobs.instance(), local.file.fileno(), target.file.fileno())
+    async with _new_file(archives_of(request), local.size) as target:
+        result = await run(request.app, jobs.instance(), local.file.fileno(), target.file.fileno())
         size = int(result.values["size"])
         target.grow(size)
         info = replace(local.info, transfer_syntax=EXPLICIT_VR_LITTLE_ENDIAN)
@@ -148,7 +148,7 @@ class _NewFile:
 
 
 @contextlib.asynccontextmanager
-async def _new_file(archives: Archives, size: int) -> AsyncIterator[_NewFile]:
+async def _new_file(archives: ArchivesView, size: int) -> AsyncIterator[_NewFile]:
     """A new file, for an instance that has `size` bytes as it is stored."""
     folder = archives.depot.new_folder()
     if folder is None:

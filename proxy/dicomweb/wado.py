@@ -19,7 +19,7 @@ from proxy.archive.spool.spool import InstanceInfo
 from proxy.dicomweb import multipart, wado_cached, wado_transcoded
 from proxy.dicomweb.accept import Choice, NotAcceptable, choose_retrieve, parse_accept
 from proxy.dicomweb.errors import BadRequest
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.transcode import may_transcode, must_transcode
 from proxy.dicomweb.urls import base_url, target_of
@@ -36,7 +36,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     accept = parse_accept(request.headers.get("Accept"), request.query.get("accept"))
     raw = _wants_raw(request, single=single)
     choice = choose_retrieve(accept, single=single) if not raw else None
-    async with request.app[ARCHIVES].retrieve(target) as delivery:
+    async with retrieved(request, target) as delivery:
         return await send(request, delivery, choice, target)
 
 

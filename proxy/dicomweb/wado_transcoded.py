@@ -20,7 +20,7 @@ from proxy.archive.spool.spool import InstanceInfo
 from proxy.dicomweb import multipart
 from proxy.dicomweb.accept import Choice, NotAcceptable
 from proxy.dicomweb.errors import Unavailable
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.localfile import LocalFile, arrived_file
 from proxy.dicomweb.streaming import cut, write
 from proxy.dicomweb.transcode import chunks, description, must_transcode, transcoded
@@ -111,7 +111,7 @@ async def _parts(request: web.Request, delivery: Delivery, choice: Choice) -> As
         if not must_transcode(choice, reader.instance.info):
             yield _Part(reader.instance.info, reader)
             continue
-        async with arrived_file(reader, request.app[ARCHIVES]) as local, _part_of(request, local, choice) as part:
+        async with arrived_file(reader, archives_of(request)) as local, _part_of(request, local, choice) as part:
             yield part
 
 
@@ -120,5 +120,5 @@ async def _part_of(request: web.Request, local: LocalFile, choice: Choice) -> As
     if not must_transcode(choice, local.info):
         yield _Part(local.info, chunks(local), local.size)
         return
-    async with transcoded(request.app, local) as made:
+    async with transcoded(request, local) as made:
         yield _Part(made.info, chunks(made), made.size, description(local.info.transfer_syntax))

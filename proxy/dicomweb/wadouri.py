@@ -22,10 +22,11 @@ from proxy.dicomweb.accept import (
     parse_accept,
 )
 from proxy.dicomweb.errors import BadRequest
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
 from proxy.dicomweb.localfile import local_file
 from proxy.dicomweb.picture_parameters import check_width, number_of, quality_of, size_of
 from proxy.dicomweb.rendering import View, answer, forms_of, info_of
+from proxy.dicomweb.retrieving import retrieved
 from proxy.dicomweb.uids import is_valid_uid
 from proxy.render.jobs import DEFAULT_QUALITY, Picture
 
@@ -50,8 +51,8 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     query = request.query
     target, view, transfer_syntaxes = _target(query), _view(query), _transfer_syntaxes(query)
     content_types = _content_types(query)
-    archives = request.app[ARCHIVES]
-    async with archives.retrieve(target) as delivery:
+    archives = archives_of(request)
+    async with retrieved(request, target) as delivery:
         offer = _form(content_types, request.headers.get("Accept"), await info_of(delivery))
         if offer == SINGLE_DICOM:
             return await wado.send(request, delivery, Choice(SINGLE_DICOM, transfer_syntaxes), target)

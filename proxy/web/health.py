@@ -11,11 +11,12 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy import __version__
-from proxy.archive.cache.depot import Depot
 from proxy.archive.errors import ArchiveError
 from proxy.archive.peers.archive import Archive
+from proxy.archive.views import ArchivesView
 from proxy.dicomweb.errors import BadRequest, now
-from proxy.dicomweb.keys import ARCHIVES
+from proxy.dicomweb.keys import archives_of
+from proxy.forward.upstream import UPSTREAM, Upstream
 
 PROXY_MODE: Final = web.AppKey("proxy_mode", str)
 STARTED: Final = web.AppKey("started", float)
@@ -29,22 +30,23 @@ async def ping(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """`GET /health`: 200 while at least one archive answers, else 503, so that a load balancer can tell."""
-    state = await status_of(request.app)
+    """`GET /health`: 200 while at least one archive answers, or in dicomweb mode all of the upstream; else 503, so that
+    a load balancer can tell."""
+    state = await status_of(request)
     return web.json_response(state, status=200 if state["status"] == "healthy" else 503)
 
 
 async def status(request: web.Request) -> web.Response:
     """`GET /status`: the same, always 200."""
-    return web.json_response(await status_of(request.app))
+    return web.json_response(await status_of(request))
 
 
-async def status_of(app: web.Application) -> dict[str, Any]:
-    """The state of the proxy, as JSON. Archives that were not used lately are asked by C-ECHO."""
-    archives = app[ARCHIVES]
-    await archives.check_all()
-    states = [_archive(archive) for archive in archives.archives]
-    up = sum(bool(state["up"]) for state in states)
+async def status_of(request: web.Request) -> dict[str, Any]:
+    """The state of the proxy, as JSON, with the archives that the user may use, and what is cached and under way of
+    these. Archives that were not used lately are asked by C-ECHO, another server by a search.
+    """
+    app = request.app
+    up, rest = await (_upstream(app[UPSTREAM]) if UPSTREAM in app else _archives(archives_of(request)))
     return {
         "status": "healthy" if up else "unhealthy",
         "timestamp": now(),
@@ -52,8 +54,24 @@ async def status_of(app: web.Application) -> dict[str, Any]:
         "proxyMode": app[PROXY_MODE],
         "uptime": round(time.monotonic() - app[STARTED], 1),
         "memory": _memory(),
-        "cache": _cache(archives.depot),
-        "retrievals": archives.retrievals.count,
+        **rest,
+    }
+
+
+async def _upstream(upstream: Upstream) -> tuple[bool, dict[str, Any]]:
+    """Whether all of it answers, and how it fares."""
+    await upstream.check()
+    states = [{"url": str(each.base), "up": each.is_up, "lastError": each.last_error} for each in upstream.healths]
+    return all(each.is_up for each in upstream.healths), {"requests": upstream.under_way, "upstreams": states}
+
+
+async def _archives(archives: ArchivesView) -> tuple[bool, dict[str, Any]]:
+    """Whether any of them answers, and how they fare."""
+    await archives.check_all()
+    states = [_archive(archive) for archive in archives.archives]
+    return any(state["up"] for state in states), {
+        "cache": _cache(archives),
+        "retrievals": archives.retrieval_count,
         "archives": states,
         "storesRefused": archives.inbox.refused,
         "callersRejected": archives.inbox.rejected,
@@ -77,14 +95,15 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def _cache(depot: Depot) -> dict[str, Any]:
+def _cache(archives: ArchivesView) -> dict[str, Any]:
     """How the cache and the spool fare; `failure` is why nothing is kept, or why not all that should be."""
-    if depot.cache is None:
-        return {"enabled": False, "failure": depot.failure}
-    usage = depot.cache.usage()
+    cache, failure = archives.cache, archives.depot.failure
+    if cache is None:
+        return {"enabled": False, "failure": failure}
+    usage = cache.usage()
     return {
         "enabled": True,
-        "failure": depot.failure,
+        "failure": failure,
         "instances": usage.instances,
         "bytes": usage.bytes,
         "maxBytes": usage.max_bytes,
@@ -103,7 +122,7 @@ def _memory() -> dict[str, int]:
 
 async def echo(request: web.Request) -> web.Response:
     """`POST /dimse/echo` with `{"peerIndex": 0}`: C-ECHO to that archive."""
-    archives = request.app[ARCHIVES].archives
+    archives = archives_of(request).archives
     archive = archives[await _peer_index(request, len(archives))]
     peer = {"aet": archive.peer.aet, "ip": archive.peer.ip, "port": archive.peer.port}
     started = time.perf_counter()

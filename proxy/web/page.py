@@ -27,13 +27,7 @@ _PAGE: Final = """<!doctype html>
 </style>
 <h1>DICOMweb proxy</h1>
 <p>Version {version}, mode {mode}, up {uptime}. It is <strong class="{css}">{status}</strong>.</p>
-<h2>Archives</h2>
-<table>
-<thead><tr><th>Archive<th>AE title<th>State<th>Associations<th>Last error</thead>
-<tbody>
-{rows}
-</tbody>
-</table>
+{table}
 <h2>To try</h2>
 <ul>
 <li><a href="/studies?limit=25"><code>/studies?limit=25</code></a> lists studies (QIDO-RS)
@@ -44,19 +38,37 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 
+_ARCHIVES: Final = """<h2>Archives</h2>
+<table>
+<thead><tr><th>Archive<th>AE title<th>State<th>Associations<th>Last error</thead>
+<tbody>
+{rows}
+</tbody>
+</table>"""
+
+_UPSTREAMS: Final = """<h2>DICOMweb server</h2>
+<table>
+<thead><tr><th>Requests go to<th>State<th>Last error</thead>
+<tbody>
+{rows}
+</tbody>
+</table>"""
+
+_UPSTREAM: Final = '<tr><td><code>{url}</code><td class="{css}">{state}<td>{error}'
+
 _ROW: Final = '<tr><td>{name}<td>{aet}<td class="{css}">{state}<td>{associations} of {maximum}<td>{error}'
 
 
 async def status_page(request: web.Request) -> web.Response:
-    """The status of the proxy and its archives, for a browser."""
-    state = await status_of(request.app)
+    """The status of the proxy and of what is behind it, for a browser."""
+    state = await status_of(request)
     page = _PAGE.format(
         status=escape(state["status"]),
         css="up" if state["status"] == "healthy" else "down",
         version=escape(state["version"]),
         mode=escape(state["proxyMode"]),
         uptime=_duration(state["uptime"]),
-        rows="\n".join(map(_row, state["archives"])),
+        table=_table(state),
     )
     headers = {
         "Content-Security-Policy": _SECURITY_POLICY,
@@ -65,6 +77,22 @@ async def status_page(request: web.Request) -> web.Response:
         "Cache-Control": "no-store",
     }
     return web.Response(text=page, content_type="text/html", headers=headers)
+
+
+def _table(state: dict[str, Any]) -> str:
+    if "upstreams" in state:
+        return _UPSTREAMS.format(rows="\n".join(map(_upstream, state["upstreams"])))
+    return _ARCHIVES.format(rows="\n".join(map(_row, state["archives"])))
+
+
+def _upstream(upstream: dict[str, Any]) -> str:
+    up = upstream["up"]
+    return _UPSTREAM.format(
+        url=escape(upstream["url"]),
+        css="up" if up else "down",
+        state="answers" if up else "does not answer",
+        error=escape(upstream["lastError"] or "none"),
+    )
 
 
 def _row(archive: dict[str, Any]) -> str:

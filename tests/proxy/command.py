@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def environment(*, uvloop: bool = True, folder: Path | None = None) -> dict[str,
         assert folder is not None
         (folder / "hidden").mkdir(exist_ok=True)
         (folder / "hidden/uvloop.py").write_text("raise ImportError('not installed')\n")
-        changes["PYTHONPATH"] = str(folder / "hidden")
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH")]))
     return merged_environment(changes)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from proxy.config import MISSING, Config, ConfigError, Peer, load_config, parse_config
+from proxy.config.checking import parse_config
+from proxy.config.errors import MISSING, ConfigError
+from proxy.config.reading import load_config
+from proxy.config.schema import Config, Peer
 
 Raw = dict[str, Any]
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from proxy.archive.peers.archive import Archive
-from proxy.config_schema import Peer
+from proxy.config.schema import Peer
 from tests.dul import wire
 from tests.dul.archive import identifier
 from tests.dul.wire import Wire

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from proxy.config import parse_config
+from proxy.config.checking import parse_config
 from proxy.service import running
 from tests.peers.process import HOST, Address
 

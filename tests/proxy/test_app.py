@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from proxy import PRODUCT
 from proxy.app import ROUTES
 from proxy.demo.archive import DemoArchive
 from proxy.dicomweb import multipart
@@ -23,6 +25,7 @@ from tests.proxy.running import Proxy, proxy_for
 from tests.proxy.test_cors import located
 
 SECRET = "Doe^Jane"
+EXPECTING = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: nonsense"
 
 
 @pytest.fixture
@@ -80,6 +83,22 @@ async def test_a_wrong_method(proxy: Proxy, path: str) -> None:
             assert response.status == 405
             assert response.headers["Allow"] == ", ".join(sorted({*right, "OPTIONS"}))
             assert (await response.json())["error"].endswith(f"allowed: {response.headers['Allow']}")
+
+
+async def test_no_answer_tells_a_version(proxy: Proxy) -> None:
+    """Neither of the proxy nor of what it is made with: those without credentials get answers too."""
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/nowhere"),
+        ("OPTIONS", "/studies"),
+        ("GET", "/studies"),
+        ("HEAD", "/"),
+    ):
+        async with proxy.http.request(method, path) as response:
+            assert response.headers["Server"] == PRODUCT
+    for request in (EXPECTING, "nonsense"):
+        head = (await raw(proxy, f"{request}\r\n\r\n")).partition(b"\r\n\r\n")[0].decode()
+        assert re.findall("(?im)^server: (.*?)\r?$", head) == [PRODUCT]
 
 
 async def test_head_starts_nothing(samples: Corpus) -> None:

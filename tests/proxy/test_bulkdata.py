@@ -212,6 +212,32 @@ def read(stored: Stored) -> Dataset:
 
 
 @pytest.mark.parametrize(
+    ("media_type", "inert"),
+    [
+        ("text/html", True),
+        ("image/svg+xml", True),
+        ("application/xhtml+xml", True),
+        ("text/xml", True),
+        ("multipart/x-mixed-replace", True),
+        ("model/stl", True),
+        ("application/pdf", False),  # which browsers show in no sandbox
+        ("image/jpeg", False),
+    ],
+)
+async def test_an_encapsulated_document_cannot_run_scripts(media_type: str, inert: bool) -> None:
+    """It is of the proxy's own origin, and whoever can get an instance into an archive has written it."""
+    data_set = corpus.header(corpus.CT_STUDY, 1, 1, 1)
+    data_set.EncapsulatedDocument = b"<script>alert(1)</script>" + b" " * 2001
+    data_set.MIMETypeOfEncapsulatedDocument = media_type
+    stored = Stored.of(corpus.encode(data_set))
+    async with in_front_of([stored], use_cget=True) as (_, proxy):
+        answer = await get(proxy, f"{path_of(stored.sample)}/bulkdata/00420011")
+    assert (answer.status, answer.content_type) == (200, media_type)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers.get("Content-Security-Policy", "").endswith("; sandbox") is inert
+
+
+@pytest.mark.parametrize(
     ("accept", "content_type"),
     [
         (None, "application/pdf"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from proxy.config import parse_config
+from proxy.config.checking import parse_config
 from tests.proxy.configs import MINIMAL, Raw, having, load, peer_of, problems_of
 
 PUBLISHED_SHAPE = """\
@@ -196,7 +196,7 @@ class TestDefaults:
 
     def test_tls_towards_a_peer_that_is_left_empty(self) -> None:
         """The system's authorities, no certificate of our own, and a name in the archive's is not asked for."""
-        tls = peer_of(having("dimseProxySettings.peers.0.tls", {})).tls
+        tls = peer_of(having("dimseProxySettings.peers.0.tls", {}, having("useCget", True))).tls
         assert tls is not None
         assert tls.model_dump() == {"ca_file": None, "cert_file": None, "key_file": None, "check_hostname": False}
 

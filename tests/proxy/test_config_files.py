@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import ConfigError, find_config, load_config
+from proxy.config.errors import ConfigError
+from proxy.config.reading import find_config, load_config
 from tests.proxy.configs import load, reason_of
 
 

@@ -10,10 +10,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.charset import python_encoding
 
-from proxy import config_schema, config_types
-from proxy.config import MISSING, ConfigError, parse_config
+from proxy.config import types
+from proxy.config.checking import parse_config
+from proxy.config.errors import MISSING, ConfigError
+from proxy.config.schema import Config
 from proxy.dataset.charset import Encodings, encodings_of
-from tests.proxy.configs import MINIMAL, Raw, having, peer_of, problems_of
+from tests.proxy.configs import Raw, having, peer_of, problems_of
+
+PASSWORD_HASH = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo"
+OF_RIGHTS: list[tuple[str, list[object], list[object]]] = []
+for who in ("users.0", "tokens.0", "jwt", "certificates.0"):
+    OF_RIGHTS.append((f"auth.{who}.peers", [None, [], ["ARCHIVE"]], ["ARCHIVE", {}, True]))
+    OF_RIGHTS.append((f"auth.{who}.write", [True, False], ["true", None]))
+    OF_RIGHTS.append((f"auth.{who}.admin", [True, False], ["true", None]))
+
+BASE: Raw = {
+    **having("dimseProxySettings.proxyServer.tls", {"certFile": "/c", "keyFile": "/k"}),
+    "auth": {
+        "users": [{"name": "jane", "passwordHash": PASSWORD_HASH}],
+        "tokens": [{"name": "uploader", "tokenHash": "0" * 64}],
+        "jwt": {"issuer": "https://id.example.org", "audience": "proxy"},
+        "certificates": [{"name": "viewer.example.org"}],
+    },
+    "dicomwebProxySettings": {
+        "qidoForwardingUrl": "https://a.example",
+        "wadoForwardingUrl": "https://a.example",
+        "credentials": {"secretFile": "/s"},
+    },
+    "audit": {"file": "/a", "syslog": {"host": "logs.example.org", "certFile": "/c", "keyFile": "/k"}},
+}
+"""The minimum, with an entry in each list, and with objects that have keys of their own."""
 
 GOOD_AND_BAD: list[tuple[str, list[object], list[object]]] = [
     ("proxyMode", ["dimse"], ["DIMSE", "", 1, None, MISSING]),
@@ -23,6 +49,11 @@ GOOD_AND_BAD: list[tuple[str, list[object], list[object]]] = [
     ("dimseProxySettings.proxyServer.ip", ["::1", "localhost"], ["", "a b", None, MISSING]),
     ("dimseProxySettings.proxyServer.port", [0, 1, 65535], [-1, 65536, "104", 1.0, True, None, MISSING]),
     ("dimseProxySettings.proxyServer.checkStoreHost", [True, False], ["no", 0, None]),
+    ("dimseProxySettings.proxyServer.tls", [None], [True, [], "cert.pem"]),
+    ("dimseProxySettings.proxyServer.tls.port", [0, 1, 65535], [-1, 65536, "2762", 2762.0, True, None]),
+    ("dimseProxySettings.proxyServer.tls.certFile", ["/etc/cert.pem", "cert.pem"], ["", 1, None, MISSING]),
+    ("dimseProxySettings.proxyServer.tls.keyFile", ["/etc/key.pem", "key.pem"], ["", 1, None, MISSING]),
+    ("dimseProxySettings.proxyServer.tls.caFile", [None, "/etc/ca.pem", "ca.pem"], ["", 1, True]),
     ("dimseProxySettings.peers", [], [[], {}, "x", None, MISSING]),
     ("dimseProxySettings.peers.0", [], ["x", [], None]),
     ("dimseProxySettings.peers.0.aet", ["A B", "~"], ["", "A" * 17, None, MISSING]),
@@ -68,6 +99,16 @@ GOOD_AND_BAD: list[tuple[str, list[object], list[object]]] = [
     ("dimseProxySettings.timeouts.retrieve", [1, 0.1], [0, "1", None]),
     ("dimseProxySettings.timeouts.nearline", [1, 0.1], [0, "1", None]),
     ("dicomwebProxySettings", [None], [[], "https://a", 1]),
+    ("dicomwebProxySettings.caFile", [None, "/etc/ca.pem"], ["", 1, True]),
+    ("dicomwebProxySettings.rewriteUrls", [True, False], ["no", 0, None]),
+    ("dicomwebProxySettings.credentials", [None], [True, [], "secret"]),
+    ("dicomwebProxySettings.credentials.username", [None, "jane@example.org"], ["", "a:b", "a\n", 1]),
+    ("dicomwebProxySettings.credentials.secretFile", ["/run/secret", "secret"], ["", 1, None, MISSING]),
+    ("dicomwebProxySettings.credentials.secretVariable", [None], ["ALSO_GIVEN"]),
+    ("dicomwebProxySettings.timeouts", [{}], [5, [], None]),
+    ("dicomwebProxySettings.timeouts.connect", [0.5, 86400], [0, 86401, "5", None]),
+    ("dicomwebProxySettings.timeouts.response", [60], [-1, "60", None]),
+    ("dicomwebProxySettings.timeouts.idle", [120], [0, "120", None]),
     ("webserverPort", [0, 1, 65535], [-1, 65536, "3006", 3006.0, True, None]),
     ("webserverHost", ["127.0.0.1", "::", "localhost"], ["", "*", "0.0.0.0:80", None]),
     (
@@ -95,16 +136,76 @@ GOOD_AND_BAD: list[tuple[str, list[object], list[object]]] = [
     ("ssl.keyPath", ["relative while disabled", "/k"], ["", 1, None]),
     ("ssl.generateSelfSigned", [True], ["no", None]),
     ("ssl.redirectHttp", [True, False], ["no", None]),
+    ("ssl.selfSignedNames", [[], ["a.example", "10.0.0.1", "fd00::2"]], ["a.example", None]),
+    ("ssl.clientCaFile", ["/ca.pem", None], ["", 1]),
+    ("ssl.hstsSeconds", [0, 31536000], [-1, 1.5, "1", 10**10, None]),
     ("cors", [{}], ["*", [], None]),
     (
         "cors.origin",
-        ["*", "pacsbin.com", "https://pacsbin.com", "http://localhost:80", "http://[::1]:80", "::1", [], ["*", "a.b"]],
-        ["", "null", "https://pacsbin.com/", "pacsbin.com/x", " pacsbin.com", "a b", "a.b:80", "*.b", "ftp://a",
-         "https://*.b", "https://u@a", "//a", "fe80::1%eth0", 1, None, {}],
+        ["*", "pacsbin.com", "https://pacsbin.com", "http://localhost:80", "http://[::1]:80", "::1", [], ["*", "a.b"],
+         "*.pacsbin.com", "https://*.pacsbin.com", "http://*.a.b.c:8080", ["*.a.b", "a.b"]],
+        ["", "null", "https://pacsbin.com/", "pacsbin.com/x", " pacsbin.com", "a b", "a.b:80", "ftp://a", "https://u@a",
+         "//a", "fe80::1%eth0", "*.", "*.b", "*.com", "*.com.", "https://*.b", "https://*.", "https://*", "*.*.b.c",
+         "a.*.b.c", "*a.b.c", "**.a.b", "*.10.0.0.1", "*.::1", "https://*.[::1]", "*://a.b", "*.a.b:80", "*.a.b/x",
+         "ftp://*.a.b", "https://*.u@a.b", "*.null", ".a.b", 1, None, {}],
     ),
     ("cors.methods", [["GET", "patch"], []], ["GET", {}, None]),
     ("cors.allowedHeaders", [["X-Own"], []], ["Accept", {}, None]),
     ("cors.credentials", [True, False], ["true", 1, None]),
+    ("auth", [{}], [True, [], None]),
+    ("auth.enabled", [False], ["true", 1, None]),
+    ("auth.allowedNetworks", [[], ["10.0.0.0/8", "::1", "10.1.2.3/8"]], ["10.0.0.0/8", {}, None]),
+    ("auth.openStatus", [True, False], ["true", None]),
+    ("auth.users", [[]], [{}, "jane", None]),
+    ("auth.users.0", [], ["jane", [], None]),
+    ("auth.users.0.name", ["Zoë", "a b", "x" * 64], ["", " a", "a\n", "a:b", "x" * 65, 1, None, MISSING]),
+    ("auth.users.0.passwordHash", [PASSWORD_HASH.replace("id", "i")],
+     ["", "secret", "$2b$12$" + "a" * 53, PASSWORD_HASH + "\n", PASSWORD_HASH[:20], 1, None, MISSING]),
+    ("auth.tokens", [[]], [{}, "x", None]),
+    ("auth.tokens.0", [], ["x", [], None]),
+    ("auth.tokens.0.name", ["a:b"], ["", None, MISSING]),
+    ("auth.tokens.0.tokenHash", ["aF" * 32], ["", "a" * 63, "a" * 65, "g" * 64, "a" * 64 + "\n", 1, None, MISSING]),
+    ("auth.tokens.0.expires", [None, "2027-12-31T00:00:00Z", "2027-12-31T12:00:00+02:00"],
+     ["", "2027-12-31", "2027-12-31T00:00:00", "soon", []]),
+    ("auth.jwt", [None], [{}, "https://id.example.org", [], True]),
+    ("auth.jwt.issuer", ["https://id.example.org/x/", "http://127.0.0.1:8080"], ["", 1, None, MISSING]),
+    ("auth.jwt.audience", ["x"], ["", "x" * 1025, 1, [], None, MISSING]),
+    (
+        "auth.jwt.jwksUrl",
+        [None, "https://id.example.org/certs?p=x", "http://localhost:8080/c", "http://127.0.0.1/", "http://[::1]/c"],
+        ["", "http://id.example.org/c", "ftp://a", "https://u:p@a", "https://a#x", "https://a b", "https://[", "x", 1],
+    ),
+    ("auth.jwt.jwksFile", [None, "/etc/keys.json"], ["", 1]),
+    ("auth.jwt.caFile", [None, "/etc/ca.pem"], ["", 1]),
+    ("auth.jwt.algorithms", [["RS256"], ["ES512", "EdDSA", "PS384"]], [[], "RS256", {}, None]),
+    ("auth.jwt.userClaim", ["preferred_username"], ["", 1, None]),
+    ("auth.jwt.writeScope", [None, "dicom.write"], ["", 1]),
+    ("auth.jwt.adminScope", [None, "dicom.admin"], ["", 1]),
+    ("auth.jwt.leeway", [0, 0.5, 600], [-1, 601, "30", True, float("nan"), None]),
+    ("auth.certificates", [[]], [{}, "x", None]),
+    ("auth.certificates.0", [], ["x", [], None]),
+    ("auth.certificates.0.name", ["jane@example.org"], ["", None, MISSING]),
+    *OF_RIGHTS,
+    ("limits", [{}], [True, [], None]),
+    ("limits.requests", [1, 10**6], [0, 10**6 + 1, "512", 1.5, True, None]),
+    ("limits.requestsPerClient", [1, 10**6], [0, "128", None]),
+    ("limits.connections", [1, 10**6], [0, "2048", None]),
+    ("limits.connectionsPerClient", [1, 10**6], [0, "256", None]),
+    ("limits.headerSeconds", [0.5, 86400], [0, 86401, "20", None]),
+    ("audit", [{}], [True, [], None]),
+    ("audit.file", [None, "/var/log/audit.log", "audit.log"], ["", 1, []]),
+    ("audit.journal", [True, False], ["true", None]),
+    ("audit.required", [True, False], ["true", 1, None]),
+    ("audit.sourceId", [None, "DICOMweb at the main site"], ["", 1, []]),
+    ("audit.syslog", [None, {"host": "::1"}], [True, [], "logs.example.org"]),
+    ("audit.syslog.host", ["10.0.0.1", "logs"], ["", "a b", "logs:514", None, MISSING]),
+    ("audit.syslog.protocol", ["tls", "udp"], ["TLS", "tcp", "", None]),
+    ("audit.syslog.port", [None, 1, 65535], [0, 65536, "514", 514.0, True]),
+    ("audit.syslog.caFile", [None, "/etc/ca.pem"], ["", 1]),
+    ("audit.syslog.certFile", ["/etc/cert.pem"], ["", 1]),
+    ("audit.syslog.keyFile", ["/etc/key.pem"], ["", 1]),
+    ("audit.syslog.checkHostname", [True, False], ["true", None]),
+    ("trustedProxies", [[], ["10.0.0.1", "10.0.0.0/8", "::1"]], ["10.0.0.1", {}, None]),
     ("logDir", [None, "/var/log/x"], ["", 1, []]),
     ("logLevel", ["DEBUG", "INFO", "WARNING", "ERROR"], ["debug", "TRACE", 10, None]),
     ("shutdownSeconds", [0, 0.5, 3600], [-1, 3601, "20", float("nan"), None]),
@@ -118,7 +219,7 @@ def shown_path(path: str) -> str:
 
 def known_keys(schema: Raw, path: str = "") -> Iterator[str]:
     """List the keys of the JSON schema that pydantic derives, as dotted paths with 0 for a list's index."""
-    root = config_schema.Config.model_json_schema()["$defs"]
+    root = Config.model_json_schema()["$defs"]
     for key, value in schema["properties"].items():
         yield path + key
         text = json.dumps(value)
@@ -132,14 +233,14 @@ class TestEachKey:
         ("path", "value"), [(path, value) for path, good, _ in GOOD_AND_BAD for value in good], ids=repr
     )
     def test_accepts(self, path: str, value: object) -> None:
-        parse_config(having(path, value))
+        parse_config(having(path, value, BASE))
 
     @pytest.mark.parametrize(
         ("path", "value"), [(path, value) for path, _, bad in GOOD_AND_BAD for value in bad], ids=ascii
     )
     def test_refuses_and_names_the_key_the_value_and_what_is_allowed(self, path: str, value: object) -> None:
-        messages = problems_of(having(path, value))
-        if value == {} and path == "dimseProxySettings":
+        messages = problems_of(having(path, value, BASE))
+        if value == {} and path in ("dimseProxySettings", "auth.jwt"):
             # An empty object lacks its keys, and those are what is named.
             assert all(message.startswith(shown_path(path)) for message in messages)
             return
@@ -150,7 +251,7 @@ class TestEachKey:
         assert "\n" not in message
 
     def test_table_above_covers_every_key(self) -> None:
-        schema = config_schema.Config.model_json_schema()
+        schema = Config.model_json_schema()
         tested = {path for path, *_ in GOOD_AND_BAD}
         untested = {key for key in known_keys(schema) if key not in tested}
         # These share their types with keys that the table has, or have tests of their own.
@@ -205,13 +306,43 @@ class TestEachKey:
                 "cors.origin",
                 ["*", "pacsbin.com/x"],
                 'cors.origin[1]: "pacsbin.com/x" is not allowed; must be "*", a host such as "pacsbin.com", or an '
-                'origin such as "https://pacsbin.com", without path',
+                'origin such as "https://pacsbin.com", without path; the host may be "*.pacsbin.com", for all hosts '
+                'below pacsbin.com, but not "*.com"',
             ),
             (
                 "dimseProxySettings.peers.0.storeHosts",
                 ["10.1.2.3", "gateway.example.org"],
                 'dimseProxySettings.peers[0].storeHosts[1]: "gateway.example.org" is not allowed; must be an IPv4 or '
                 'IPv6 address, or a network such as "10.1.2.0/24"',
+            ),
+            (
+                "auth.jwt.algorithms",
+                ["RS256", "HS256"],
+                'auth.jwt.algorithms[1]: "HS256" is not allowed; must be a signature algorithm such as RS256 or ES256; '
+                "none without a public key",
+            ),
+            (
+                "auth.users",
+                [{"name": "jane", "passwordHash": "secret"}],
+                "auth.users[0].passwordHash: this value is not allowed; must be what `python -m proxy hash-password` "
+                "printed",
+            ),
+            (
+                "auth.allowedNetworks",
+                ["10.0.0.0/8", "hospital"],
+                'auth.allowedNetworks[1]: "hospital" is not allowed; must be an IPv4 or IPv6 address, or a network '
+                'such as "10.1.2.0/24"',
+            ),
+            (
+                "audit.syslog",
+                {"host": "logs", "certFile": "/c"},
+                "audit.syslog: an object is not allowed; must be an object with host, protocol and port, and with "
+                "certFile and keyFile or neither; or null",
+            ),
+            (
+                "audit",
+                {"required": True},
+                "audit.required: true is not allowed; must be false, since audit.file is not set",
             ),
             ("cors.methods", ["GET", "A B"], 'cors.methods[1]: "A B" is not allowed; must be an HTTP method'),
             (
@@ -222,7 +353,7 @@ class TestEachKey:
         ],
     )
     def test_words_of_the_message(self, path: str, value: object, message: str) -> None:
-        assert problems_of(having(path, value)) == [message]
+        assert problems_of(having(path, value, BASE)) == [message]
 
     def test_ae_titles_lose_the_spaces_around_them(self) -> None:
         raw = having("dimseProxySettings.peers.0.storeAets", ["  SCU  "])
@@ -243,8 +374,14 @@ class TestEachKey:
         peer = peer_of(having("dimseProxySettings.peers.0.storeHosts", ["10.1.2.3/16", "10.1.2.3", "fd00::1"]))
         assert [str(network) for network in peer.store_hosts] == ["10.1.0.0/16", "10.1.2.3/32", "fd00::1/128"]
 
+    def test_networks_of_ipv4_in_ipv6_are_those_of_ipv4(self) -> None:
+        """As addresses are, or such a network would have nobody in it."""
+        entries = ["::ffff:10.1.2.3", "::ffff:10.1.2.3/112", "::ffff:0:0/96", "::/0"]
+        networks = parse_config(having("trustedProxies", entries)).trusted_proxies
+        assert list(map(str, networks)) == ["10.1.2.3/32", "10.1.0.0/16", "0.0.0.0/0", "::/0"]
+
     def test_character_sets_can_all_be_decoded(self) -> None:
-        terms = config_types._SINGLE_CHARACTER_SETS | config_types._EXTENSION_CHARACTER_SETS
+        terms = types._SINGLE_CHARACTER_SETS | types._EXTENSION_CHARACTER_SETS
         unknown = Encodings("unknown")
         assert [term for term in terms if encodings_of(term, unknown) == unknown] == []
         # pydicom does not know Latin alphabet No. 9 yet.
@@ -272,7 +409,7 @@ class TestAnythingAtAll:
     @settings(max_examples=200, deadline=None)
     @given(st.dictionaries(st.sampled_from([path for path, *_ in GOOD_AND_BAD]), JSON, max_size=4))
     def test_any_content_gives_a_configuration_or_plain_words(self, values: Raw) -> None:
-        raw = MINIMAL
+        raw = BASE
         # The deepest first: having() needs the parents of a key to be as they were.
         for path, value in sorted(values.items(), key=lambda item: -item[0].count(".")):
             raw = having(path, value, raw)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import ConfigError, ConfigProblem, parse_config
+from proxy.config.checking import parse_config
+from proxy.config.errors import MISSING, ConfigError
 from tests.proxy.configs import MINIMAL, Raw, having, problems_of
+
+FILES = {"certFile": "/c", "keyFile": "/k"}
 
 
 class TestBetweenKeys:
@@ -140,11 +143,64 @@ class TestBetweenKeys:
         ],
     )
     def test_certificate_and_key_go_together(self, tls: Raw, messages: list[str]) -> None:
-        raw = having("dimseProxySettings.peers.0.tls", tls)
+        raw = having("dimseProxySettings.peers.0.tls", tls, having("useCget", True))
         if messages:
             assert problems_of(raw) == [f"dimseProxySettings.peers[0].{message}" for message in messages]
         else:
             parse_config(raw)
+
+    @pytest.mark.parametrize(
+        ("listener", "problem"),
+        [
+            (MISSING, "required key is missing"),
+            (None, "null is not allowed"),
+        ],
+    )
+    def test_archive_with_tls_has_to_send_over_tls(self, listener: object, problem: str) -> None:
+        """Or what it is asked for over TLS would come in clear text; with C-GET it comes the way it is asked for."""
+        raw = having("dimseProxySettings.peers.0.tls", {})
+        raw["dimseProxySettings"]["peers"].insert(0, {"aet": "PLAIN", "ip": "10.0.0.9", "port": 104})
+        if listener is not MISSING:
+            raw = having("dimseProxySettings.proxyServer.tls", listener, raw)
+        assert problems_of(raw) == [
+            f"dimseProxySettings.proxyServer.tls: {problem}; must be an object with certFile and keyFile, "
+            "since peers[1] has tls and has to send its C-STOREs over TLS, unless it has useCget"
+        ]
+        parse_config(having("dimseProxySettings.proxyServer.tls", FILES, raw))
+        parse_config(having("useCget", True, raw))
+        parse_config(having("dimseProxySettings.peers.1.useCget", True, raw))
+
+    def test_port_in_clear_text_is_needed_only_by_archives_without_tls(self) -> None:
+        raw = having("dimseProxySettings.proxyServer", {"aet": "PROXY", "ip": "10.0.0.1", "tls": FILES})
+        parse_config(having("dimseProxySettings.peers.0.tls", {}, raw))
+        assert problems_of(raw) == [
+            "dimseProxySettings.proxyServer.port: required key is missing; must be a whole number from 1 to 65535, "
+            "or 0 for any free port, since C-MOVE needs a listener"
+        ]
+
+    @pytest.mark.parametrize(
+        ("changes", "clash"),
+        [
+            ({"proxyServer.tls.port": 8888}, "dimseProxySettings.proxyServer.port"),
+            ({"proxyServer.tls.port": 3006}, "webserverPort"),
+            ({"proxyServer.port": 2762}, "dimseProxySettings.proxyServer.port"),
+            ({"proxyServer.tls.port": 0}, None),
+            ({"proxyServer.tls.port": 8888, "peers.0.tls": {}, "peers.0.useCget": True}, None),
+            ({"proxyServer.tls.port": 8888, "peers.1.tls": {}}, None),
+        ],
+    )
+    def test_port_over_tls_is_another_one_where_it_is_listened_on(self, changes: Raw, clash: str | None) -> None:
+        raw = having("dimseProxySettings.proxyServer.tls", FILES)
+        raw["dimseProxySettings"]["peers"].append({"aet": "PLAIN", "ip": "10.0.0.9", "port": 104})
+        raw = having("dimseProxySettings.peers.0.tls", {}, raw)
+        for path, value in changes.items():
+            raw = having(f"dimseProxySettings.{path}", value, raw)
+        if clash is None:
+            parse_config(raw)
+        else:
+            (message,) = problems_of(raw)
+            assert message.startswith("dimseProxySettings.proxyServer.tls.port: ")
+            assert message.endswith(f" is not allowed; must be a port other than that of {clash}")
 
     def test_dicomweb_mode_needs_its_own_section(self) -> None:
         assert problems_of({"proxyMode": "dicomweb"}) == [
@@ -194,23 +250,12 @@ class TestKeysWithoutEffect:
     def test_unknown_key_is_a_warning_with_the_nearest_known_key(self, path: str, warning: str) -> None:
         assert parse_config(having(path, {"password": "secret"})).warnings == (warning,)
 
-    def test_https_is_valid_but_not_in_this_version(self) -> None:
-        (problem,) = parse_config(having("ssl.enabled", True)).unsupported
-        assert problem == ConfigProblem("ssl.enabled", True, "false: HTTPS is not in this version")
-        assert str(problem) == ("ssl.enabled: true is not allowed; must be false: HTTPS is not in this version")
-
-    def test_dicomweb_mode_is_valid_but_not_in_this_version(self) -> None:
-        urls = {"qidoForwardingUrl": "https://q", "wadoForwardingUrl": "https://w"}
-        (problem,) = parse_config({"proxyMode": "dicomweb", "dicomwebProxySettings": urls}).unsupported
-        assert problem.key == "proxyMode"
-        assert "forwarding to a DICOMweb server is not in this version" in str(problem)
-
     def test_dicom_tls_of_existing_files_is_refused_and_not_dropped_silently(self) -> None:
         """Or a site whose archive is reached over TLS would go on in clear text."""
         raw = having("dimseProxySettings.proxyServer.securityOptions", {"key": "/etc/key.pem"})
         (problem,) = parse_config(raw).unsupported
         assert problem.key == "dimseProxySettings.proxyServer.securityOptions"
-        assert "takes no C-STOREs over TLS; towards an archive, TLS is set by tls of that peer" in str(problem)
+        assert "DICOM TLS is set by proxyServer.tls (port, certFile, keyFile, caFile) for what archives" in str(problem)
 
 
 def test_names_tell_archives_apart() -> None:

@@ -15,6 +15,8 @@ from proxy.demo.archive import DemoArchive
 from proxy.dicomweb.transactions import template_of
 from tests.corpus import Corpus
 from tests.peers.process import HOST, Address, free_port
+from tests.proxy.forwarding import answering, forward_to, ok, recorder
+from tests.proxy.retrieved import kept
 from tests.proxy.running import Proxy, proxy_for
 
 PACSBIN = {"origin": ["pacsbin.com"]}
@@ -105,8 +107,10 @@ async def test_a_listed_origin_may_read_with_credentials(proxy: Proxy, origin: s
         "Content-Length",
         "Content-Location",
         "ETag",
+        "Content-Range",
         "Retry-After",
         "Warning",
+        "WWW-Authenticate",
         "X-Cache",
     }
     assert varies(headers)
@@ -198,17 +202,47 @@ async def test_a_preflight_of_every_route(proxy: Proxy, origin: str) -> None:
         assert headers["Access-Control-Allow-Credentials"] == "true"
         assert method in headers["Access-Control-Allow-Methods"].split(",")
         allowed = {name.strip().lower() for name in headers["Access-Control-Allow-Headers"].split(",")}
-        assert allowed == {"accept", "authorization", "content-type", "range"}
+        assert allowed >= {"accept", "authorization", "content-type", "range", "if-none-match"}
         assert headers["Access-Control-Max-Age"] == "7200"
         assert varies(headers)
         assert int(headers["Content-Length"]) == 0
 
 
 async def test_a_preflight_asks_no_archive() -> None:
-    """Viewers send one for each frame: it is answered with the archive down."""
+    """Viewers send one for each frame: it is answered with the archive down.
+
+    Also where the request proper will fail: or the page would never see the answer that says why.
+    """
     async with proxy_for(Address("DEAD", free_port()), use_cget=True, cors=PACSBIN) as proxy:
-        for path in ("/studies", "/studies/1.2", "/studies/no-uid"):
-            assert (await preflight(proxy, path, "https://pacsbin.com", headers="accept"))[0] == 200
+        for path in ("/studies", "/studies/1.2", "/studies/no-uid", "/nowhere", "/studies?limit=x"):
+            for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
+                status, headers = await preflight(proxy, path, "https://pacsbin.com", method, "accept")
+                assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://pacsbin.com")
+
+
+async def test_one_preflight_does_for_all_methods_and_headers(proxy: Proxy) -> None:
+    """The browser need not ask again for the next method or header of the same address."""
+    _, headers = await preflight(proxy, "/studies", "https://pacsbin.com")
+    assert headers["Access-Control-Allow-Methods"] == "DELETE,GET,HEAD,POST,PUT"
+    assert "If-None-Match" in headers["Access-Control-Allow-Headers"].split(",")
+    varies_by = {"Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers"}
+    assert set(headers["Vary"].split(", ")) == varies_by
+
+
+async def test_a_preflight_needs_no_sign_in(archive: Address) -> None:
+    """It comes without credentials, always; the request proper is told what it lacks, and the page may read that."""
+    auth = {"enabled": True, "tokens": [{"name": "viewer", "tokenHash": "0" * 64}]}
+    async with proxy_for(archive, use_cget=True, cors=PACSBIN, auth=auth) as proxy:
+        for path in ("/studies", "/status", "/nowhere", "/ping"):
+            status, headers = await preflight(proxy, path, "https://pacsbin.com", headers="authorization")
+            assert status == 200
+            assert "Authorization" in headers["Access-Control-Allow-Headers"].split(",")
+        status, headers = await fetched(proxy, "/studies", "https://pacsbin.com")
+        assert (status, headers["Access-Control-Allow-Origin"]) == (401, "https://pacsbin.com")
+        assert "WWW-Authenticate" in headers["Access-Control-Expose-Headers"].split(",")
+        assert "WWW-Authenticate" in headers
+        status, headers = await fetched(proxy, "/studies", "https://evil.com")
+        assert (status, access(headers), varies(headers)) == (401, set(), True)
 
 
 async def test_other_headers_have_to_be_configured(archive: Address) -> None:
@@ -287,6 +321,47 @@ async def test_a_page_may_read_every_kind_of_answer(samples: Corpus, archive: Ad
         for path in ("/studies", f"/studies/{sample.study_uid}"):
             status, headers = await fetched(proxy, path, origin)
             assert (status, headers["Access-Control-Allow-Origin"]) == (502, origin)
+
+
+async def test_answers_from_the_cache(samples: Corpus, archive: Address) -> None:
+    """304 for what a page has already, 206 for a range, and a single Vary for all that the answer depends on."""
+    sample = samples.samples[0]
+    path = f"/studies/{sample.study_uid}/series/{sample.series_uid}/instances/{sample.sop_instance_uid}"
+    headers = {"Accept": "application/dicom; transfer-syntax=*"}
+    async with proxy_for(archive, use_cget=True, cors=PACSBIN, enableCache=True) as proxy:
+        await fetched(proxy, path, "https://pacsbin.com", headers=headers)
+        await kept(proxy.http)
+        status, first = await fetched(proxy, path, "https://pacsbin.com", headers=headers)
+        assert (status, first["X-Cache"]) == (200, "HIT")
+        known = headers | {"If-None-Match": first["ETag"]}
+        again, second = await fetched(proxy, path, "https://pacsbin.com", headers=known)
+        assert again == 304
+        some = {"Range": "bytes=0-9", "Accept": "application/octet-stream"}
+        ranged, third = await fetched(proxy, f"{path}/bulkdata/7FE00010", "https://pacsbin.com", headers=some)
+        assert (ranged, third["Content-Range"].partition("/")[0]) == (206, "bytes 0-9")
+        assert third["Access-Control-Allow-Origin"] == "https://pacsbin.com"
+        for answer in first, second:
+            assert answer["Access-Control-Allow-Origin"] == "https://pacsbin.com"
+            assert [sorted(value.split(", ")) for value in answer.getall("Vary")] == [["Accept", "Origin"]]
+
+
+async def test_a_server_behind_has_no_say() -> None:
+    """In dicomweb mode: whom it allows is not whom the proxy allows, and its answers pass on to listed origins."""
+
+    said = ("Access-Control-Allow-Origin: *", "Access-Control-Allow-Credentials: true", "Vary: accept-encoding, Origin")
+    async with recorder(answering(ok(b"[]", *said))) as upstream, forward_to(upstream.url, cors=PACSBIN) as proxy:
+        for path, expected in (("/studies", 200), ("/status", 200)):
+            status, headers = await fetched(proxy, path, "https://pacsbin.com")
+            assert status == expected
+            assert headers.getall("Access-Control-Allow-Origin") == ["https://pacsbin.com"]
+            assert headers.getall("Access-Control-Allow-Credentials") == ["true"]
+            assert varies(headers)
+            assert headers["Vary"].lower().count("origin") == 1
+            status, headers = await fetched(proxy, path, "https://evil.com")
+            assert (status, access(headers), varies(headers)) == (expected, set(), True)
+        for path in ("/studies", "/studies/1.2/anything", "/status"):
+            assert (await preflight(proxy, path, "https://pacsbin.com", headers="accept"))[0] == 200
+            assert (await preflight(proxy, path, "https://evil.com", headers="accept"))[0] == 403
 
 
 async def test_a_streamed_search(samples: Corpus) -> None:

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dataset.dictionary import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
+from proxy.dataset.dictionary import (
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    SPECIFIC_CHARACTER_SET,
+    STUDY_INSTANCE_UID,
+)
+from proxy.dataset.levels import PATIENT_ID
 from proxy.dataset.peek import GIVE_UP, UidPeek
 from proxy.dataset.reader import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -74,6 +80,35 @@ def test_it_knows_with_the_first_chunk_and_stays_done() -> None:
     assert found(peek) == UIDS
     assert peek.feed(DECOY) is True
     assert found(peek) == UIDS
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "patient"),
+    [
+        (b"", b"P-1 ", "P-1"),
+        (b"", b"", None),
+        (b"", b"x" * 256, "x" * 256),
+        (b"", b"x" * 258, None),
+        (short(SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 100"), "Mü1 ".encode("latin-1"), "Mü1"),
+        (short(SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192"), "Mü1 ".encode(), "Mü1"),
+        (short(SPECIFIC_CHARACTER_SET, "CS", b"\\ISO 2022 IR 87"), b"1\x1b$B;3\x1b(B ", "1山"),
+        (short(SPECIFIC_CHARACTER_SET, "CS", b"x" * 300), b"P-1 ", "P-1"),
+    ],
+)
+def test_it_tells_the_patient(before: bytes, value: bytes, patient: str | None) -> None:
+    """In the data set's own characters, however it comes in pieces; one that is too long hides no UID."""
+    data = before + INSTANCE + short(PATIENT_ID, "LO", value) + STUDY + SERIES
+    for sizes in ([len(data)], [1], [7, 50]):
+        peek = feed(data, EXPLICIT_VR_LITTLE_ENDIAN, sizes)
+        assert (peek.patient, *found(peek)) == (patient, *UIDS)
+
+
+def test_a_patient_in_a_sequence_is_another_one() -> None:
+    """Such as in Referenced Patient Sequence (0008,1120)."""
+    nested = long(0x00081120, "SQ", item(short(PATIENT_ID, "LO", b"P-2 ")) + SEQUENCE_END, UNDEFINED)
+    peek = feed(nested + short(PATIENT_ID, "LO", b"P-1 ") + STUDY + SERIES, EXPLICIT_VR_LITTLE_ENDIAN, [5])
+    assert peek.patient == "P-1"
+    assert feed(nested + STUDY + SERIES, EXPLICIT_VR_LITTLE_ENDIAN, [5]).patient is None
 
 
 def test_it_does_not_know_before_the_last_byte() -> None:

@@ -12,7 +12,7 @@ import pytest
 from proxy.archive.archives import Archives
 from proxy.archive.retrieval.delivery import Cached
 from proxy.archive.retrieval.target import Target
-from proxy.config import parse_config
+from proxy.config.checking import parse_config
 from proxy.dicomweb import localfile
 from proxy.dicomweb.errors import Unavailable
 from proxy.dicomweb.localfile import LocalFile, local_file

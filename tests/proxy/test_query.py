@@ -15,7 +15,7 @@ from proxy.archive.peers.archive import Archive
 from proxy.archive.query import cfind, merge, plan
 from proxy.archive.query import search as query
 from proxy.archive.query.search import Found, Path, Search
-from proxy.config_schema import Peer
+from proxy.config.schema import Peer
 from proxy.dataset.levels import Level
 from tests.corpus import uid
 from tests.peers.process import HOST, free_port

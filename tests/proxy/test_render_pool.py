@@ -190,7 +190,7 @@ async def test_a_deflate_bomb(workers: Workers, tmp_path: Path) -> None:
                 await workers.run(job, file.fileno())
         with pytest.raises(NotPossibleError, match="is larger than"):
             await workers.run(jobs.instance(), file.fileno(), made.fileno())
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20, "five times, the start of a worker among them"
     assert processes()[0].memory_info().rss < 250 * 1024**2
 
 

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from proxy.archive.archives import Archives
 from proxy.archive.query.search import Found, Remarks, Results, Search
 from proxy.archive.retrieval.target import Target
-from proxy.config import parse_config
+from proxy.config.checking import parse_config
 from proxy.dataset.levels import MODALITY, Level
 from proxy.dataset.reader import Element
 from proxy.dicomweb.representative import INSTANCE_NUMBER, SERIES_NUMBER, representative

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from proxy.config import parse_config
+from proxy.config.checking import parse_config
 from proxy.demo.archive import DemoArchive
 from proxy.service import StartError, running
 from tests.corpus import Corpus, ct_study, data_set_bytes, write

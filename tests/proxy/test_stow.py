@@ -178,6 +178,8 @@ async def test_forms_of_the_request(samples: Corpus) -> None:
             report_of(await post(proxy, body, content_type=content_type), 200)
         for content_type in (
             'multipart/related; type="application/dicom+json"; boundary=5f2b0c6d',
+            'multipart/related; type="application/dicom+xml"; boundary=5f2b0c6d',
+            "application/dicom+xml",
             "multipart/form-data; boundary=5f2b0c6d",
             "application/octet-stream",
             "text/plain",
