@@ -1,0 +1,1 @@
+"""Fuzzing of all that reads bytes from strangers: `python -m tests.fuzz --help`."""

@@ -1,0 +1,1 @@
+"""What the proxy withstands: README.md says which test shows it, and by what number."""
