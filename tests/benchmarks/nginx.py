@@ -7,32 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.benchmarks.client import Target
-from tests.peers.process import HOST, Process, answers, find_program, free_port
+from tests.peers.nginx import Nginx
+from tests.peers.process import HOST, find_program
 
-CONFIGURATION = """\
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    tcp_nodelay on;
-    keepalive_requests 1000000;
-    default_type application/dicom;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen {host}:{port};
-        root {folder}/files;
-    }}
-}}
-"""
+SETTINGS = "sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 1000000;"
 
 
 def is_installed() -> bool:
@@ -43,18 +21,10 @@ def is_installed() -> bool:
 @contextlib.contextmanager
 def nginx(folder: Path, files: Iterable[bytes]) -> Iterator[tuple[Target, list[str]]]:
     """Serve files from a new folder, by one process as the proxy is one; gives the server and the files' paths."""
-    program = find_program("nginx")
-    assert program is not None
-    served = folder / "files"
-    served.mkdir(parents=True)
+    server = Nginx(folder, settings=SETTINGS, logs=False)
     paths = []
     for number, content in enumerate(files):
-        (served / f"{number}.dcm").write_bytes(content)
+        (folder / "files" / f"{number}.dcm").write_bytes(content)
         paths.append(f"/{number}.dcm")
-    port = free_port()
-    configuration = folder / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=HOST, port=port))
-    command = [program, "-p", str(folder), "-e", "stderr", "-c", str(configuration)]
-    with Process("nginx", command, folder) as process:
-        process.start(lambda: answers(port))
-        yield Target(HOST, port, ""), paths
+    with server:
+        yield Target(HOST, server.port, ""), paths

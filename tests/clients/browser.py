@@ -48,10 +48,11 @@ def find_browser() -> str | None:
 
 @dataclass
 class Page:
-    """One tab. `events` are those of the protocol that have come, in order."""
+    """One tab, in a `context` of its own. `events` are those of the protocol that have come, in order."""
 
     socket: aiohttp.ClientWebSocketResponse
     session: str = ""
+    context: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
@@ -135,10 +136,10 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(program: str) -> Iterator[str]:
-    """Run a browser; gives the address of its DevTools."""
+def browser(program: str, *options: str) -> Iterator[str]:
+    """Run a browser with further options of its command line; gives the address of its DevTools."""
     profile = Path(tempfile.mkdtemp(prefix="chromium-"))
-    process = Process("chromium", [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"], profile)
+    process = Process("chromium", [program, *OPTIONS, *options, f"--user-data-dir={profile}", "about:blank"], profile)
     port_file = profile / "DevToolsActivePort"
     try:
         process.start(lambda: port_file.exists() and bool(port_file.read_text()), START_SECONDS)
@@ -156,8 +157,8 @@ async def new_page(address: str) -> AsyncIterator[Page]:
         page = Page(socket)
         reading = asyncio.create_task(page.read())
         try:
-            context = (await page.call("Target.createBrowserContext", disposeOnDetach=True))["browserContextId"]
-            target = await page.call("Target.createTarget", url="about:blank", browserContextId=context)
+            page.context = (await page.call("Target.createBrowserContext", disposeOnDetach=True))["browserContextId"]
+            target = await page.call("Target.createTarget", url="about:blank", browserContextId=page.context)
             attached = await page.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
             page.session = attached["sessionId"]
             for domain in ("Page", "Runtime", "Network"):
